@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * Drives the pure C with bytes that mean whatever they happen to: registers,
+ * page tables, stacks, machine code. Built with AddressSanitizer and
+ * UndefinedBehaviorSanitizer, it shows that nothing leaves its buffers and
+ * that every walk ends. With -DPG_LIBFUZZER it is a target for libFuzzer,
+ * else a program: fuzz_pure SEED ROUNDS.
+ */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "frames.h"
+#include "gs_scan.h"
+#include "perfguest_abi.h"
+
+#define MEMORY		4096
+#define MAX_READS	5
+#define DEPTH		32
+
+struct input {
+	const uint8_t *bytes;
+	size_t size;
+	bool flat;
+	__u64 reads;
+};
+
+static void expect(int good, const char *what)
+{
+	if (good)
+		return;
+	fprintf(stderr, "fuzz_pure: %s\n", what);
+	abort();
+}
+
+static void take(struct input *in, void *to, size_t size)
+{
+	size_t got = size < in->size ? size : in->size;
+
+	memset(to, 0, size);
+	memcpy(to, in->bytes, got);
+	in->bytes += got;
+	in->size -= got;
+}
+
+static __u64 take64(struct input *in)
+{
+	__u64 value;
+
+	take(in, &value, sizeof(value));
+	return value;
+}
+
+/*
+ * All of guest memory repeats what is left of the input; if flat, but for
+ * tables at 0 that map all addresses, so that more stacks can be read.
+ */
+static int read_phys(void *ctx, __u64 gpa, void *buf, __u32 len)
+{
+	struct input *in = ctx;
+	__u32 i;
+
+	in->reads++;
+	expect(len && len <= PG_PAGE_SIZE - gpa % PG_PAGE_SIZE, "a read crosses a page");
+	if (!in->size || gpa % 61 == 60)
+		return PG_END_NO_SLOT;
+	if (in->flat && gpa < 0x2000 && len == 8) {
+		*(__u64 *)buf = gpa < 0x1000 ? 0x1003 : 0x40000083;
+		return 0;
+	}
+	for (i = 0; i < len; i++)
+		((uint8_t *)buf)[i] = in->bytes[(gpa + i) % in->size];
+	return 0;
+}
+
+static void fuzz_memory(struct input *in)
+{
+	struct pg_phys phys = { .read = read_phys, .ctx = in };
+	struct pg_user_regs user;
+	struct pg_paging paging;
+	struct pg_frames_in frames;
+	struct pg_virt virt;
+	uint16_t flags;
+	uint8_t *buffer;
+	__u64 gva, gpa, page_size, *entries;
+	__u32 count, len;
+	int end;
+
+	take(in, &flags, sizeof(flags));
+	take(in, &paging, sizeof(paging));
+	if (flags & 1)
+		paging.cr0 |= 1ULL << 31;
+	if (flags & 2)
+		paging.efer |= 1ULL << 10;
+	gva = take64(in);
+	in->flat = flags & 256;
+	if (in->flat)
+		paging = (struct pg_paging){ .cr0 = 1ULL << 31, .efer = 1ULL << 10 };
+	if (flags & 4)
+		gva = (__u64)((__s64)(gva << 16) >> 16);
+
+	if (!pg_translate(&paging, &phys, gva, &gpa, &page_size))
+		expect((gva ^ gpa) % page_size == 0, "the offset in a page changed");
+	expect(in->reads <= MAX_READS, "too many reads for one translation");
+
+	pg_virt_init(&virt, &paging, &phys);
+	len = (__u32)take64(in) % (3 * MEMORY);
+	buffer = malloc(len);
+	count = pg_read_virt_some(&virt, gva, buffer, len, &end);
+	expect(count <= len && (count == len) == !end, "a read's result is wrong");
+	free(buffer);
+
+	take(in, &frames, sizeof(frames));
+	frames.code64 = flags & 8;
+	frames.kernel = flags & 16;
+	frames.user = flags & 32 ? &user : NULL;
+	if (flags & 64)
+		frames.sp = gva;
+	if (flags & 128)
+		frames.bp = (frames.sp & ~7ULL) + (flags & 512 ? 65 : 64);
+	in->reads = 0;
+	count = (flags >> 10) % (DEPTH + 1);
+	entries = malloc(count * sizeof(*entries));
+	expect(pg_frames_walk(&virt, &frames, entries, count, &end) <= count, "too many entries");
+	expect(end != PG_END_NONE, "a chain without an end");
+	expect(in->reads <= (DEPTH + 2) * 4 * (MAX_READS + 1), "too many reads for one chain");
+	free(entries);
+	pg_find_user_regs(&virt, frames.sp, &user);
+}
+
+static void fuzz_code(struct input *in)
+{
+	__u64 address = take64(in), offset;
+	uint8_t *code = malloc(in->size);
+
+	memcpy(code, in->bytes, in->size);
+	expect(pg_scan_gs_offset(code, (__u32)in->size, address, &offset) <= 0, "a positive error");
+	free(code);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
+{
+	struct input memory = { .bytes = bytes, .size = size };
+	struct input code = memory;
+
+	fuzz_memory(&memory);
+	fuzz_code(&code);
+	return 0;
+}
+
+#ifndef PG_LIBFUZZER
+static __u64 random_state;
+
+static __u64 random64(void)
+{
+	random_state ^= random_state << 13;
+	random_state ^= random_state >> 7;
+	random_state ^= random_state << 17;
+	return random_state;
+}
+
+/* Values at the borders, of which chance would make few. */
+static __u64 interesting(void)
+{
+	static const __u64 values[] = {
+		0, 1, 7, 8, 0x10, 0x23, 0x2b, 0x33, 0x246, 0x1000, 0x3001, 0x81,
+		1ULL << 32, (1ULL << 32) - 8, 1ULL << 47, (1ULL << 47) - 8,
+		1ULL << 56, -(1ULL << 47), -(1ULL << 56), -8ULL, -16ULL, ~0ULL,
+		0xffffffff81000000ULL, 0xffffc90000000001ULL, 1ULL << 63,
+		/* endbr64; mov %gs:0(%rip),%rax; mov %rax,8(%rsp) */
+		0x0ff3fa1e0ff3ULL, 0x00000000058b4865ULL, 0x0000082444894800ULL,
+	};
+
+	return values[random64() % (sizeof(values) / sizeof(values[0]))];
+}
+
+/* What stands in saved registers from the instruction pointer on. */
+static void put_saved_regs(__u64 *at)
+{
+	static const __u64 saved[][5] = {
+		{ 0x555555550000, 0x33, 0x246, 0x7ffd12340000, 0x2b },
+		{ 0x08048000, 0x23, 0x246, 0xfffc0000, 0x2b },
+		{ 0xffffffff81000000, 0x10, 0x46, 0xffffc90000104000, 0x18 },
+		{ 0, 0, 0, 0, 0 },
+	};
+
+	memcpy(at, saved[random64() % 4], sizeof(saved[0]));
+}
+
+int main(int argc, char **argv)
+{
+	long rounds, i;
+
+	expect(argc == 3, "usage: fuzz_pure SEED ROUNDS");
+	random_state = strtoull(argv[1], NULL, 0) | 1;
+	rounds = strtol(argv[2], NULL, 0);
+	for (i = 0; i < rounds; i++) {
+		size_t words = 1 + random64() % 96, word;
+		size_t size = words * 8 - random64() % 8;
+		__u64 *bytes = malloc(words * 8);
+
+		for (word = 0; word < words; word++)
+			bytes[word] = random64() & 1 ? interesting() : random64() >> random64() % 64;
+		for (word = 0; word + 5 <= words; word += 5)
+			if (!(random64() % 4))
+				put_saved_regs(bytes + word);
+		LLVMFuzzerTestOneInput((uint8_t *)bytes, size);
+		free(bytes);
+	}
+	return 0;
+}
+#endif
