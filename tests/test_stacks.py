@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfguest import stacks
+from perfguest.profile import Mode
+from perfguest.stacks import RawFrames, RawStacks
+
+Frame = tuple[int, int, int, bool]
+
+frame = st.tuples(st.sampled_from(list(Mode)).map(int), st.integers(-2, 2**40), st.sampled_from([0, 1, 2**63, 2**64 - 1]), st.booleans())
+some_stacks = st.lists(st.lists(frame, max_size=4), max_size=12)
+
+
+def build(lists: list[list[Frame]]) -> RawStacks:
+    flat = [one for each in lists for one in each]
+    start = np.concatenate([[0], np.cumsum([len(each) for each in lists])]).astype(np.int64)
+    return RawStacks(
+        start,
+        RawFrames(
+            np.array([one[0] for one in flat], np.uint8),
+            np.array([one[1] for one in flat], np.int64),
+            np.array([one[2] for one in flat], np.uint64),
+            np.array([one[3] for one in flat], bool),
+        ),
+    )
+
+
+def rows(frames: RawFrames) -> list[Frame]:
+    return list(zip(frames.mode.tolist(), frames.space.tolist(), frames.address.tolist(), frames.returns.tolist(), strict=True))
+
+
+def lists(built: RawStacks) -> list[list[Frame]]:
+    flat, start = rows(built.frames), built.start.tolist()
+    return [flat[a:b] for a, b in itertools.pairwise(start)]
+
+
+@given(some_stacks)
+def test_unique_stacks_are_all_the_different_ones(given_stacks: list[list[Frame]]) -> None:
+    unique, number, first = stacks.unique_stacks(build(given_stacks))
+    different = lists(unique)
+    assert [different[n] for n in number.tolist()] == given_stacks
+    assert len({tuple(each) for each in different}) == len(different)
+    assert [given_stacks[f] for f in first.tolist()] == different
+
+
+@given(some_stacks)
+def test_unique_frames_are_all_the_different_ones(given_stacks: list[list[Frame]]) -> None:
+    flat = [one for each in given_stacks for one in each]
+    unique, number, example = stacks.unique_frames(build(given_stacks).frames)
+    different = rows(unique)
+    assert [different[n] for n in number.tolist()] == flat
+    assert len(set(different)) == len(different)
+    assert [flat[e] for e in example.tolist()] == different
+
+
+@given(st.lists(st.tuples(st.lists(frame, max_size=3), st.lists(frame, max_size=3)), max_size=8))
+def test_join_puts_the_second_behind_the_first(pairs: list[tuple[list[Frame], list[Frame]]]) -> None:
+    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    assert lists(stacks.join([build(first), build(second)])) == [a + b for a, b in pairs]
+
+
+@given(some_stacks, st.data())
+def test_cut_leaves_out_what_lies_behind_a_bad_frame(given_stacks: list[list[Frame]], data: st.DataObject) -> None:
+    bad = [[data.draw(st.booleans()) for _ in each] for each in given_stacks]
+    expected = [each[: flags.index(True)] if True in flags else each for each, flags in zip(given_stacks, bad, strict=True)]
+    assert lists(stacks.cut_at(build(given_stacks), np.array([flag for each in bad for flag in each], bool))) == expected
+
+
+def test_callchain_markers_say_the_mode_of_what_follows() -> None:
+    kernel, user = 2**64 - 128, 2**64 - 512
+    chain = [kernel, 0xFFFFFFFF81000010, 0xFFFFFFFF81000020, user, 0x1000, 0x2000, user, 0x3000]
+    built = stacks.from_callchains(
+        np.array([0, 6, 8, 8], np.int64),
+        np.array(chain, np.uint64),
+        np.array([1, 2, 0x4000], np.uint64),
+        np.array([Mode.HOST_KERNEL, Mode.HOST_USER, Mode.HOST_KERNEL], np.uint8),
+        np.array([70, 80, 90], np.int64),
+    )
+    assert lists(built) == [
+        [
+            (Mode.HOST_KERNEL, 0, 0xFFFFFFFF81000010, False),
+            (Mode.HOST_KERNEL, 0, 0xFFFFFFFF81000020, True),
+            (Mode.HOST_USER, 70, 0x1000, False),
+            (Mode.HOST_USER, 70, 0x2000, True),
+        ],
+        [(Mode.HOST_USER, 80, 0x3000, False)],
+        [(Mode.HOST_KERNEL, 0, 0x4000, False)],
+    ]
