@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of an ELF file: from .symtab, .dynsym, the PLT, .gnu_debugdata, and a separate file of debug information.
+
+pyelftools finds the parts; tables are read from their bytes, as one object per symbol is too slow for files with hundreds of thousands.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import NoteSection, Section
+from elftools.elf.segments import NoteSegment
+
+from perfguest.errors import FormatError
+from perfguest.symbols.plt import plt_symbols, section_bytes
+from perfguest.symbols.table import GLOBAL, I32, LOCAL, U8, U64, WEAK, RawSymbols, SymbolTable, build_table
+
+_SYMBOL_64 = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")])
+_SYMBOL_32 = np.dtype([("name", "<u4"), ("value", "<u4"), ("size", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2")])
+_STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
+_STB_TO_BINDING = np.array([LOCAL, GLOBAL, WEAK] + [GLOBAL] * 13, np.uint8)
+_STV_INTERNAL, _STV_HIDDEN = 1, 2
+_FIRST_RESERVED_SECTION = 0xFF00
+_SHF_EXECINSTR = 4
+_SHN_UNDEF = 0
+
+# .gnu_debugdata holds symbols only.
+_MAX_DEBUGDATA_BYTES = 1 << 28
+_DEBUG_DIRECTORY = "usr/lib/debug/.build-id"
+_CACHED_FILES = 512
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A PT_LOAD: ``size`` bytes at ``offset`` of the file stand at address ``vaddr``."""
+
+    offset: int
+    vaddr: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ElfFile:
+    """``symbols`` are in the file's own addresses. ``build_id`` is hex, empty if there is none. ``notes``: lines for people on what could not be used."""
+
+    path: str
+    build_id: str
+    segments: tuple[Segment, ...]
+    symbols: SymbolTable
+    notes: tuple[str, ...] = ()
+
+    def vaddr(self, offsets: U64) -> tuple[U64, npt.NDArray[np.bool_]]:
+        """Addresses of offsets in the file, and which of them lie in a segment at all."""
+        addresses, known = np.zeros(len(offsets), np.uint64), np.zeros(len(offsets), bool)
+        for segment in self.segments:
+            inside = ~known & (offsets >= np.uint64(segment.offset)) & (offsets - np.uint64(segment.offset) < np.uint64(segment.size))
+            addresses[inside] = offsets[inside] - np.uint64(segment.offset) + np.uint64(segment.vaddr)
+            known |= inside
+        return addresses, known
+
+
+def read_elf(path: str | Path, root: str | Path = "/") -> ElfFile:
+    """Reads ``path``, with the debug file that ``root`` holds for its build id, if any. Unchanged files are read once.
+
+    Raises :class:`FormatError` for what is no little-endian ELF file or is damaged.
+    """
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} cannot be read: {error}") from error
+    return _read_cached(str(path), str(root), (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@lru_cache(maxsize=_CACHED_FILES)
+def _read_cached(path: str, root: str, _version: tuple[int, int, int]) -> ElfFile:
+    parts = _read_file(path)
+    sources, notes = [parts.symbols], []
+    debug = _debug_file(parts.build_id, root)
+    if debug is not None:
+        try:
+            separate = _read_file(str(debug))
+        except FormatError as error:
+            notes.append(f"{error.message}; {path} has only the names that it holds itself")
+        else:
+            # Its name says so, but a wrong name is worse than none.
+            sources += [separate.symbols] if separate.build_id == parts.build_id else []
+    return ElfFile(path, parts.build_id, parts.segments, _table(path, sources, parts.ends), tuple(notes))
+
+
+def parse_elf(data: bytes, name: str) -> ElfFile:
+    """The same for bytes, without a debug file. ``name`` stands in messages."""
+    parts = _read_parts(name, io.BytesIO(data))
+    return ElfFile(name, parts.build_id, parts.segments, _table(name, [parts.symbols], parts.ends))
+
+
+@dataclass(frozen=True)
+class _Symbols:
+    """Columns of functions, and of labels: code without a type, as hand-written assembly has."""
+
+    start: U64
+    size: U64
+    binding: U8
+    label: npt.NDArray[np.bool_]
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    build_id: str
+    segments: tuple[Segment, ...]
+    symbols: _Symbols
+    # Ends of sections that hold code.
+    ends: U64
+
+
+def _read_file(path: str) -> _Parts:
+    file = Path(path)
+    try:
+        # A name out of a recording may be that of a FIFO or a device, which would never end.
+        if not file.is_file():
+            raise FormatError(f"{path} is no regular file")
+        with file.open("rb") as stream:
+            return _read_parts(path, stream)
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} cannot be read: {error}") from error
+
+
+def _debug_file(build_id: str, root: str) -> Path | None:
+    path = Path(root, _DEBUG_DIRECTORY, build_id[:2], f"{build_id[2:]}.debug")
+    return path if len(build_id) > 2 and path.is_file() else None
+
+
+def _read_parts(name: str, stream: BinaryIO) -> _Parts:
+    # pyelftools trusts what it reads: a damaged file makes it fail in any way.
+    try:
+        elf = _open(name, stream)
+        sections = list(elf.iter_sections())
+        symbols = [_table_symbols(elf, section) for section in sections if section["sh_type"] in {"SHT_SYMTAB", "SHT_DYNSYM"}]
+        symbols.append(_plain(plt_symbols(elf, sections)))
+        for section in sections:
+            if section.name == ".gnu_debugdata":
+                symbols.append(_debugdata(name, section_bytes(section)))
+        code = [section for section in sections if section["sh_flags"] & _SHF_EXECINSTR]
+        ends = np.unique(np.array([section["sh_addr"] + section["sh_size"] for section in code], np.uint64))
+        return _Parts(_build_id(elf), tuple(_segments(elf)), _join(symbols), ends)
+    except (FormatError, OSError):
+        raise
+    except Exception as error:
+        raise FormatError(f"{name} is a damaged ELF file: {type(error).__name__}: {error}", "Its functions cannot be named.") from error
+
+
+def _open(name: str, stream: BinaryIO) -> ELFFile:
+    if stream.read(4) != b"\x7fELF":
+        raise FormatError(f"{name} is no ELF file")
+    size = stream.seek(0, io.SEEK_END)
+    elf = ELFFile(stream)
+    if not elf.little_endian:
+        raise FormatError(f"{name} is a big-endian ELF file")
+    header = elf.header
+    # Tables that lie outside the file, or that do not advance, would be walked for ever.
+    tables = ((header["e_shoff"], header["e_shentsize"], elf.num_sections()), (header["e_phoff"], header["e_phentsize"], elf.num_segments()))
+    for offset, entry, count in tables:
+        if count and (entry < 32 or offset + entry * count > size):
+            raise FormatError(f"{name} is a damaged ELF file: its tables lie outside it", "Its functions cannot be named.")
+    return elf
+
+
+def _segments(elf: ELFFile) -> Iterator[Segment]:
+    for segment in elf.iter_segments("PT_LOAD"):
+        yield Segment(segment["p_offset"], segment["p_vaddr"], segment["p_filesz"])
+
+
+def _build_id(elf: ELFFile) -> str:
+    holders: Iterable[NoteSection | NoteSegment] = [part for part in elf.iter_sections("SHT_NOTE") if isinstance(part, NoteSection)]
+    for holder in [*holders, *(part for part in elf.iter_segments("PT_NOTE") if isinstance(part, NoteSegment))]:
+        for note in holder.iter_notes():
+            if note["n_type"] == "NT_GNU_BUILD_ID" and note["n_name"] == "GNU":
+                return str(note["n_desc"])
+    return ""
+
+
+def _table_symbols(elf: ELFFile, section: Section) -> _Symbols:
+    """Functions and labels of a symbol table: defined, in a section of code, with a name."""
+    layout = _SYMBOL_64 if elf.elfclass == 64 else _SYMBOL_32
+    raw = section_bytes(section)
+    entries = np.frombuffer(raw, layout, len(raw) // layout.itemsize)
+    strings = section_bytes(elf.get_section(section["sh_link"]))
+    code = np.zeros(1 << 16, bool)
+    for index, holder in enumerate(elf.iter_sections()):
+        if index < _FIRST_RESERVED_SECTION:
+            code[index] = bool(holder["sh_flags"] & _SHF_EXECINSTR)
+    kind = entries["info"] & 15
+    function = np.isin(kind, (_STT_FUNC, _STT_GNU_IFUNC)) & (entries["section"] != _SHN_UNDEF)
+    visible = ~np.isin(entries["other"] & 3, (_STV_INTERNAL, _STV_HIDDEN))
+    label = (kind == _STT_NOTYPE) & code[entries["section"]] & visible
+    rows = entries[(function | label) & (entries["name"] > 0) & (entries["name"] < len(strings))]
+    return _Symbols(
+        rows["value"].astype(np.uint64),
+        rows["size"].astype(np.uint64),
+        _STB_TO_BINDING[rows["info"] >> 4],
+        (rows["info"] & 15) == _STT_NOTYPE,
+        _strings(strings, rows["name"].tolist()),
+    )
+
+
+def _strings(table: bytes, starts: list[int]) -> list[str]:
+    return [table[start : table.find(b"\0", start)].decode("utf-8", "replace") for start in starts]
+
+
+def _plain(found: list[tuple[int, int, str]]) -> _Symbols:
+    columns = np.array([(start, size) for start, size, _ in found], np.uint64).reshape(-1, 2)
+    count = len(found)
+    return _Symbols(columns[:, 0], columns[:, 1], np.full(count, WEAK, np.uint8), np.zeros(count, bool), [name for _, _, name in found])
+
+
+def _debugdata(name: str, packed: bytes) -> _Symbols:
+    """An ELF file with a symbol table and nothing else, in xz."""
+    data = lzma.LZMADecompressor(memlimit=_MAX_DEBUGDATA_BYTES).decompress(packed, _MAX_DEBUGDATA_BYTES)
+    inner = _open(f"{name}'s .gnu_debugdata", io.BytesIO(data))
+    return _join([_table_symbols(inner, section) for section in inner.iter_sections() if section["sh_type"] == "SHT_SYMTAB"])
+
+
+def _join(parts: list[_Symbols]) -> _Symbols:
+    return _Symbols(
+        np.concatenate([part.start for part in parts] or [np.zeros(0, np.uint64)]),
+        np.concatenate([part.size for part in parts] or [np.zeros(0, np.uint64)]),
+        np.concatenate([part.binding for part in parts] or [np.zeros(0, np.uint8)]),
+        np.concatenate([part.label for part in parts] or [np.zeros(0, bool)]),
+        [name for part in parts for name in part.names],
+    )
+
+
+def _table(path: str, sources: list[_Symbols], ends: U64) -> SymbolTable:
+    symbols = _join(sources)
+    if not symbols.label.any():
+        return build_table(_raw(path, symbols, np.arange(len(symbols.names))), ends)
+    # A label within a function is a place in it, not another function.
+    sized = np.flatnonzero(~symbols.label & (symbols.size > 0))
+    inside = build_table(_raw(path, symbols, sized), ends).lookup(symbols.start) >= 0
+    return build_table(_raw(path, symbols, np.flatnonzero(~(symbols.label & inside))), ends)
+
+
+def _raw(path: str, symbols: _Symbols, rows: npt.NDArray[np.intp]) -> RawSymbols:
+    dso: I32 = np.zeros(len(rows), np.int32)
+    names = [symbols.names[row] for row in rows.tolist()]
+    return RawSymbols(symbols.start[rows], symbols.size[rows], symbols.binding[rows], names, dso, (path,))

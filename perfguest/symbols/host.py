@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names the host's addresses: its kernel's by kallsyms, its programs' by their ELF files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from perfguest.errors import FormatError
+from perfguest.formats.perf_data import PerfData
+from perfguest.formats.perf_tasks import Mmaps
+from perfguest.symbols.address_space import AddressSpaces
+from perfguest.symbols.elf import ElfFile, parse_elf, read_elf
+from perfguest.symbols.kallsyms import KERNEL_DSO, read_kallsyms
+from perfguest.symbols.table import SymbolTable
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+
+_CPUMODE_KERNEL, _CPUMODE_USER = 1, 2
+_VDSO = "[vdso]"
+# Both kinds of process call theirs [vdso]; this is perf's name for the other.
+_VDSO_32 = "[vdso32]"
+_FIRST_64_BIT_ADDRESS = np.uint64(1 << 32)
+_PATHS_TOLD = 5
+
+
+@dataclass(frozen=True)
+class Dso:
+    """``name`` as perf prints it. ``build_id`` is hex: that recorded, else that of the file used, else empty."""
+
+    name: str
+    build_id: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What addresses are. All columns have the length of the query.
+
+    ``name``: int32 index into ``names``, or -1. ``offset``: uint64 distance from the symbol's start, 0 without a name.
+    ``dso``: int32 index into ``dsos``, or -1.
+    ``start``, ``limit``, ``pgoff``: uint64, the mapping as perf recorded it (``limit`` excluded), all 0 if it did not.
+    """
+
+    names: list[str]
+    dsos: list[Dso]
+    name: I32
+    offset: U64
+    dso: I32
+    start: U64
+    limit: U64
+    pgoff: U64
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+class HostSymbols:
+    """Resolves addresses of one recording.
+
+    ``kallsyms``: the host's, as path or bytes; without it no kernel address has a name. ``root``: where the host's files are.
+    A file is used only if it has the build id that was recorded, if any was.
+    Raises :class:`FormatError` for a ``kallsyms`` that is none. Everything else that is missing is told by :attr:`notes`.
+    """
+
+    def __init__(self, perf_data: PerfData, kallsyms: bytes | str | Path | None, root: str | Path = "/") -> None:
+        self._spaces = AddressSpaces(perf_data)
+        self._mmaps = perf_data.mmaps
+        self._kernel = read_kallsyms(kallsyms) if kallsyms is not None else None
+        self._root = Path(root)
+        # What was said of files, in the order of finding out: (what, path).
+        self._findings: dict[tuple[str, str], None] = {}
+        self._files: dict[Dso, tuple[ElfFile | None, str]] = {}
+        entries = perf_data.header.build_ids
+        self._user_build_ids = {entry.filename: entry.build_id for entry in entries if entry.cpumode == _CPUMODE_USER}
+        self._kernel_build_ids = {_kernel_dso(entry.filename): entry.build_id for entry in entries if entry.cpumode == _CPUMODE_KERNEL}
+        rows = np.flatnonzero(self._mmaps.cpumode == _CPUMODE_KERNEL)
+        self._kernel_build_ids |= {_kernel_dso(self._mmaps.filename[row]): self._mmaps.build_id[row] for row in rows.tolist() if self._mmaps.build_id[row]}
+        self._kernel_rows: I64 = rows[np.argsort(self._mmaps.start[rows], kind="stable")]
+        dsos: dict[Dso, int] = {}
+        numbers = [dsos.setdefault(self._recorded_dso(row), len(dsos)) for row in range(len(self._mmaps))]
+        self._row_dso: I32 = np.array(numbers, np.int32)
+        self._dsos = list(dsos)
+
+    def epoch(self, pid: I32, time: I64) -> I64:
+        """A number for each process and moment: where two have the same, equal addresses have equal names. To resolve fewer of them."""
+        return self._spaces.epoch(pid, time)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for people on files that could not be used, or not be checked."""
+        lines = []
+        for finding in dict.fromkeys(finding for finding, _ in self._findings):
+            paths = [path for what, path in self._findings if what == finding]
+            rest = f" and {len(paths) - _PATHS_TOLD} more" if len(paths) > _PATHS_TOLD else ""
+            lines.append(f"{finding}: {', '.join(paths[:_PATHS_TOLD])}{rest}")
+        return lines
+
+    def resolve_kernel(self, addresses: U64) -> Resolved:
+        """``addresses``: uint64, of the host's kernel and its modules."""
+        out = _Columns(len(addresses))
+        row = self._kernel_mapping(addresses)
+        out.set_mappings(np.flatnonzero(row >= 0), row[row >= 0], self._mmaps)
+        for number in np.unique(self._row_dso[row[row >= 0]]).tolist():
+            out.set_dso(np.flatnonzero((row >= 0) & (self._row_dso[row] == number)), self._dsos[number])
+        if self._kernel is not None:
+            symbol = self._kernel.lookup(addresses)
+            named = np.flatnonzero(symbol >= 0)
+            out.set_names(named, symbol[named], self._kernel, addresses[named])
+            owner = self._kernel.dso[symbol[named]]
+            for number in np.unique(owner).tolist():
+                name = self._kernel.dsos[number]
+                out.set_dso(named[owner == number], Dso(name, self._kernel_build_ids.get(name, "")))
+        return out.resolved()
+
+    def resolve_user(self, pid: I32, time: I64, addresses: U64) -> Resolved:
+        """``addresses``: uint64, each in process ``pid`` (int32) at ``time`` (int64 nanoseconds of the recording's clock)."""
+        out = _Columns(len(addresses))
+        row = self._spaces.find(pid, time, addresses)
+        mapped = np.flatnonzero(row >= 0)
+        mapped = mapped[np.argsort(self._row_dso[row[mapped]], kind="stable")]
+        rows = row[mapped]
+        out.set_mappings(mapped, rows, self._mmaps)
+        file_offset = addresses[mapped] - self._mmaps.start[rows] + self._mmaps.pgoff[rows]
+        numbers, firsts = np.unique(self._row_dso[rows], return_index=True)
+        for number, first, last in zip(numbers.tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
+            elf, build_id = self._file(self._dsos[number])
+            out.set_dso(mapped[first:last], Dso(self._dsos[number].name, build_id))
+            if elf is not None:
+                vaddr, loaded = elf.vaddr(file_offset[first:last])
+                symbol = np.where(loaded, elf.symbols.lookup(vaddr), -1)
+                named = symbol >= 0
+                out.set_names(mapped[first:last][named], symbol[named], elf.symbols, vaddr[named])
+        return out.resolved()
+
+    def _kernel_mapping(self, addresses: U64) -> I64:
+        rows = self._kernel_rows
+        if not len(rows):
+            return np.full(len(addresses), -1, np.int64)
+        at = np.searchsorted(self._mmaps.start[rows], addresses, "right") - 1
+        row = rows[np.maximum(at, 0)]
+        inside = (at >= 0) & (addresses - self._mmaps.start[row] < self._mmaps.length[row])
+        return np.where(inside, row, -1)
+
+    def _recorded_dso(self, row: int) -> Dso:
+        filename, build_id = self._mmaps.filename[row], self._mmaps.build_id[row]
+        if self._mmaps.cpumode[row] == _CPUMODE_KERNEL:
+            name = _kernel_dso(filename)
+            return Dso(name, self._kernel_build_ids.get(name, ""))
+        if filename == _VDSO and self._mmaps.start[row] < _FIRST_64_BIT_ADDRESS:
+            return Dso(_VDSO_32, "")
+        return Dso(filename, build_id or self._user_build_ids.get(filename, ""))
+
+    def _file(self, dso: Dso) -> tuple[ElfFile | None, str]:
+        """The file of a mapping, if it is the one that was mapped, and the build id to tell."""
+        if dso not in self._files:
+            self._files[dso] = self._open(dso)
+        return self._files[dso]
+
+    def _open(self, dso: Dso) -> tuple[ElfFile | None, str]:
+        if dso.name == _VDSO:
+            return self._open_vdso(dso)
+        # What is mapped from no file: [heap], [stack], //anon, anon_inode:…, /dev/zero and the like.
+        if not dso.name.startswith("/") or dso.name.startswith(("//", "/dev/", "/memfd:", "/SYSV", "/anon_hugepage")):
+            return None, dso.build_id
+        try:
+            elf = read_elf(self._root / dso.name.lstrip("/"), self._root)
+        except FormatError:
+            self._findings["files of the host that cannot be read here, so that their functions have no names", dso.name] = None
+            return None, dso.build_id
+        for note in elf.notes:
+            self._findings["files of debug information that cannot be used", note] = None
+        if dso.build_id and elf.build_id != dso.build_id:
+            self._findings["files of the host that are not those recorded (another build id), so that their functions have no names", dso.name] = None
+            return None, dso.build_id
+        if not dso.build_id:
+            self._findings["files of the host that were recorded without build id; the ones here were taken for them", dso.name] = None
+        return elf, elf.build_id
+
+    def _open_vdso(self, dso: Dso) -> tuple[ElfFile | None, str]:
+        elf = own_vdso()
+        # The vDSO is part of the kernel's image, so the same kernel has the same one.
+        same = elf is not None and (elf.build_id == dso.build_id if dso.build_id else self._kernel_build_ids.get(KERNEL_DSO) in own_kernel_build_ids())
+        return (elf, elf.build_id) if elf is not None and same else (None, dso.build_id)
+
+
+def _kernel_dso(filename: str) -> str:
+    """perf's short name: ``[kernel.kallsyms]_text`` is the kernel, ``…/kvm-amd.ko.xz`` is ``[kvm_amd]``."""
+    if filename.startswith(KERNEL_DSO):
+        return KERNEL_DSO
+    stem, suffix, _ = PurePosixPath(filename).name.partition(".ko")
+    return f"[{stem.replace('-', '_')}]" if suffix else filename
+
+
+@lru_cache(maxsize=1)
+def own_vdso() -> ElfFile | None:
+    """The vDSO of the running kernel, which is no file; None if this process has none."""
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        if line.endswith(_VDSO):
+            start, end = (int(part, 16) for part in line.split(maxsplit=1)[0].split("-"))
+            with Path("/proc/self/mem").open("rb", buffering=0) as memory:
+                memory.seek(start)
+                return parse_elf(memory.read(end - start), _VDSO)
+    return None
+
+
+@lru_cache(maxsize=1)
+def own_kernel_build_ids() -> tuple[str, ...]:
+    """Hex build id of the running kernel, from the notes that it shows; empty if it shows none."""
+    try:
+        notes = Path("/sys/kernel/notes").read_bytes()
+    except OSError:
+        return ()
+    # The only note named GNU of type 3: u32 sizes of name and contents, u32 type, the name.
+    _, found, rest = notes.partition(b"\x14\0\0\0\x03\0\0\0GNU\0")
+    return (rest[:20].hex(),) if found else ()
+
+
+class _Columns:
+    """The columns of :class:`Resolved` while they are filled."""
+
+    def __init__(self, count: int) -> None:
+        self._names: dict[str, int] = {}
+        self._dsos: dict[Dso, int] = {}
+        self._name: I32 = np.full(count, -1, np.int32)
+        self._dso: I32 = np.full(count, -1, np.int32)
+        self._offset, self._start, self._limit, self._pgoff = (np.zeros(count, np.uint64) for _ in range(4))
+
+    def set_dso(self, at: I64, dso: Dso) -> None:
+        self._dso[at] = self._dsos.setdefault(dso, len(self._dsos))
+
+    def set_mappings(self, at: I64, rows: I64, mmaps: Mmaps) -> None:
+        self._start[at] = mmaps.start[rows]
+        self._limit[at] = mmaps.start[rows] + mmaps.length[rows]
+        self._pgoff[at] = mmaps.pgoff[rows]
+
+    def set_names(self, at: I64, symbols: I32, table: SymbolTable, addresses: U64) -> None:
+        used, which = np.unique(symbols, return_inverse=True)
+        numbers = np.array([self._names.setdefault(table.names[symbol], len(self._names)) for symbol in used.tolist()], np.int32)
+        self._name[at] = numbers[which]
+        self._offset[at] = addresses - table.start[symbols]
+
+    def resolved(self) -> Resolved:
+        return Resolved(list(self._names), list(self._dsos), self._name, self._offset, self._dso, self._start, self._limit, self._pgoff)
