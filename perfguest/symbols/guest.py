@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names guest addresses from files that the user gives: of kernels, and of the guests' programs.
+
+A file is believed only if it is proven to be this guest's. Of a kernel: a copy of /proc/kallsyms must have the syscall entry where
+the guest's LSTAR points; an image is moved there, by a distance that KASLR can have chosen; and where there is machine code, the
+samples must agree with it (:meth:`GuestSymbols.check_kernels`). Of a program: see :mod:`perfguest.symbols.guest_user`.
+What is not proven stays an address, and :attr:`GuestSymbols.notes` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from perfguest.errors import FormatError, UsageError
+from perfguest.symbols.guest_calls import U64, Bool
+from perfguest.symbols.guest_columns import Columns
+from perfguest.symbols.guest_kernel import KERNEL_HALF, PROVEN, UNKNOWN, GuestKernel, KernelFile, kernel_offset
+from perfguest.symbols.guest_user import GuestPrograms
+from perfguest.symbols.host import Dso, Resolved
+
+I32 = npt.NDArray[np.int32]
+I8 = npt.NDArray[np.int8]
+
+# Of the return addresses in the image's text nearly all follow a call if it is the right one (chains of kernels without frame
+# pointers hold some stale ones and some junk), and a few in a hundred if it is another one.
+_MIN_RETURNS = 8
+_MIN_PROVEN_SHARE = 0.4
+# Addresses that contradict the image. None does in the right one, some 4% do in another.
+_MIN_CONTRADICTIONS = 2
+_MAX_CONTRADICTING_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class GuestVm:
+    """A VM of the recording. ``lstars``: the distinct syscall entries that its VM records hold; 0 says nothing."""
+
+    pid: int
+    name: str
+    lstars: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GuestSymbolOptions:
+    """What the user gave. Each is ``FILE``, for all VMs, or ``VM=FILE`` with a VM's name or pid.
+
+    ``kallsyms``: copies of a guest's /proc/kallsyms, plain or gzipped. ``vmlinux``: a vmlinuz, vmlinux, or System.map.
+    ``mounts``: directories that hold the guest's files at the guest's paths. ``binaries``: ``FILE``, or ``FILE@ADDRESS`` with the load bias in hexadecimal.
+    """
+
+    kallsyms: tuple[str, ...] = ()
+    vmlinux: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
+    binaries: tuple[str, ...] = ()
+
+
+@dataclass
+class _Kernels:
+    """What is known of one VM's kernel. Of each kind the candidates that fit so far, the first one being used."""
+
+    kallsyms: list[GuestKernel] = field(default_factory=list)
+    images: list[GuestKernel] = field(default_factory=list)
+    # Why no file can be placed, whichever is given.
+    unplaceable: str = ""
+
+    @property
+    def naming(self) -> GuestKernel | None:
+        # The copy of /proc/kallsyms has the modules, too.
+        return next(iter([*self.kallsyms, *self.images]), None)
+
+    @property
+    def proving(self) -> GuestKernel | None:
+        return next((kernel for kernel in [*self.images, *self.kallsyms] if kernel.code is not None), self.naming)
+
+
+class GuestSymbols:
+    """Resolves addresses of the guests of one recording. Make it with :meth:`build`; VMs are meant by their index in the list given there."""
+
+    def __init__(self, vms: Sequence[GuestVm], kernels: list[_Kernels], programs: GuestPrograms, refusals: dict[str, dict[int, FormatError]]) -> None:
+        self._vms = list(vms)
+        self._kernels = kernels
+        self._programs = programs
+        # Of each file the VMs that it was refused for, and why.
+        self._refusals = refusals
+        self._checks: list[str] = []
+
+    @classmethod
+    def build(cls, vms: Sequence[GuestVm], options: GuestSymbolOptions) -> GuestSymbols:
+        """Reads the files. Raises :class:`UsageError` for an option that names no VM, :class:`FormatError` for a file that is broken or
+        is no VM's, and EnvironmentProblem where a program is missing that unpacks it."""
+        kernels = [_Kernels() for _ in vms]
+        refusals: dict[str, dict[int, FormatError]] = {}
+        for given, read in ((options.kallsyms, KernelFile.read_kallsyms), (options.vmlinux, KernelFile.read_vmlinux)):
+            for path, which in _assign(given, vms):
+                _place_kernel(read(path), which, vms, kernels, refusals)
+        programs = GuestPrograms(len(vms))
+        for directory, which in _assign(options.mounts, vms):
+            programs.add_directory(directory, which)
+        for binary, which in _assign(options.binaries, vms, lambda text: Path(_split_bias(text)[0]).exists()):
+            programs.add_file(*_split_bias(binary), which)
+        symbols = cls(vms, kernels, programs, refusals)
+        symbols._refuse_unused()
+        return symbols
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines for people: what could not be named, or not be checked, and why. Complete after the last call of the other methods."""
+        lines = []
+        for place, (vm, kernels) in enumerate(zip(self._vms, self._kernels, strict=True)):
+            if kernels.naming is None:
+                lines.append(f"{_called(vm)}: guest kernel functions have no names: {self._why_unnamed(place)}")
+        return lines + self._checks + self._programs.notes([_called(vm) for vm in self._vms])
+
+    @property
+    def kernel_dsos(self) -> list[str]:
+        """perf's name of each VM's kernel."""
+        return [_kernel_dso(vm, self._vms) for vm in self._vms]
+
+    def check_kernels(self, vm: I32, addresses: U64, is_return: Bool) -> None:
+        """Holds the kernels against the samples; to be called once, before anything is resolved.
+
+        ``vm``: int32 index of each; ``addresses``: uint64 guest kernel addresses, of samples' instructions or, where ``is_return``, of returns in their chains.
+        A file that they contradict is not used; raises :class:`FormatError` with the figures where it was good for no other VM.
+        """
+        for place in np.unique(vm[vm >= 0]).tolist():
+            mine = vm == place
+            ips, returns = addresses[mine & ~is_return], np.unique(addresses[mine & is_return])
+            images = self._kernels[place].images
+            for kernel in list(images):
+                problem = _contradiction(kernel, ips, returns, _called(self._vms[place]))
+                if problem is not None:
+                    images.remove(kernel)
+                    self._refusals.setdefault(kernel.file.path, {})[place] = problem
+            self._checks.extend(_unchecked(self._kernels[place], self._vms[place], ips, returns))
+        self._refuse_unused()
+
+    def resolve_kernel(self, vm: I32, addresses: U64) -> Resolved:
+        """``vm``: int32 index for each of ``addresses`` (uint64, of the guest's kernel half)."""
+        out = Columns(len(addresses))
+        for place in np.unique(vm[vm >= 0]).tolist():
+            mine = np.flatnonzero(vm == place)
+            dso = _kernel_dso(self._vms[place], self._vms)
+            kernel, proving = self._kernels[place].naming, self._kernels[place].proving
+            build_id = proving.build_id if proving is not None else ""
+            out.set_dso(mine[addresses[mine] >= np.uint64(KERNEL_HALF)], Dso(dso, build_id))
+            if kernel is None:
+                continue
+            symbol = kernel.table.lookup(addresses[mine])
+            named = symbol >= 0
+            out.set_names(mine[named], symbol[named], kernel.table, addresses[mine[named]])
+            for number in np.unique(kernel.table.dso[symbol[named]]).tolist():
+                if number:
+                    out.set_dso(mine[named][kernel.table.dso[symbol[named]] == number], Dso(kernel.table.dsos[number], ""))
+        return out.resolved()
+
+    def resolve_user(self, vm: I32, cr3: U64, addresses: U64, is_return: Bool) -> Resolved:
+        """Names of guest user addresses. Columns of one length: ``vm`` int32 index, ``cr3`` and ``addresses`` uint64, ``is_return`` bool:
+        an address of a chain, not of the sample itself.
+
+        All addresses of the recording belong into one call, because those of one address space together prove which program ran in it.
+        A return address gets the name of the byte before it, the call's, and its offset is that byte's.
+        """
+        return self._programs.resolve(vm, cr3, addresses, is_return)
+
+    def proven_returns(self, vm: I32, addresses: U64) -> I8:
+        """For each guest kernel return address int8 1: it follows a call in the kernel's text; 0: it does not, so it is none; -1: not known."""
+        proven = np.full(len(addresses), UNKNOWN, np.int8)
+        for place in np.unique(vm[vm >= 0]).tolist():
+            kernel = self._kernels[place].proving
+            if kernel is not None:
+                mine = vm == place
+                proven[mine] = kernel.proven_returns(addresses[mine])
+        return proven
+
+    def _refuse_unused(self) -> None:
+        """A file that every VM refused, which it was given for, is a mistake of the user's."""
+        used = {kernel.file.path for kernels in self._kernels for kernel in [*kernels.kallsyms, *kernels.images]}
+        for path, refusals in self._refusals.items():
+            if path not in used:
+                raise next(iter(refusals.values()))
+
+    def _why_unnamed(self, place: int) -> str:
+        if self._kernels[place].unplaceable:
+            return self._kernels[place].unplaceable
+        refused = [refusals[place].message for refusals in self._refusals.values() if place in refusals]
+        if refused:
+            return "; ".join(refused)
+        return "give --guestkallsyms with a copy of the guest's /proc/kallsyms, or --guestvmlinux with its /boot/vmlinuz"
+
+
+def _assign(given: Sequence[str], vms: Sequence[GuestVm], exists: Callable[[str], bool] = lambda text: Path(text).exists()) -> list[tuple[str, list[int]]]:
+    """(File, indices of the VMs it is given for) of each option."""
+    assigned = []
+    for text in given:
+        key, equals, path = text.partition("=")
+        which = [place for place, vm in enumerate(vms) if equals and key in {vm.name, str(vm.pid)}]
+        if which and not exists(text):
+            assigned.append((path, which))
+        elif equals and not exists(text) and not which:
+            known = ", ".join(f"{vm.name} ({vm.pid})" for vm in vms) or "none"
+            raise UsageError(f"{text}: no such file, and no VM is called {key}", f"VMs in this recording: {known}.")
+        else:
+            assigned.append((text, list(range(len(vms)))))
+    return assigned
+
+
+def _split_bias(text: str) -> tuple[str, int | None]:
+    path, at, address = text.rpartition("@")
+    if not at or Path(text).exists():
+        return text, None
+    try:
+        bias = int(address, 16)
+    except ValueError:
+        bias = -1
+    if not 0 <= bias < 1 << 64:
+        raise UsageError(f"{text}: {address} is no address", "Give FILE@ADDRESS with the load bias in hexadecimal.")
+    return path, bias
+
+
+def _place_kernel(file: KernelFile, which: list[int], vms: Sequence[GuestVm], kernels: list[_Kernels], refusals: dict[str, dict[int, FormatError]]) -> None:
+    for place in which:
+        vm, mine = vms[place], kernels[place]
+        entries = sorted({lstar for lstar in vm.lstars if lstar})
+        offset = 0
+        if len(entries) > 1:
+            mine.unplaceable = f"it changed its kernel while it was recorded: its syscall entry was {', '.join(f'{lstar:#x}' for lstar in entries)}"
+            continue
+        if not entries and file.linked:
+            mine.unplaceable = "its syscall entry is not in the recording, so nothing says where its kernel was loaded; give --guestkallsyms"
+            continue
+        if entries:
+            try:
+                offset = kernel_offset(file, entries[0])
+            except FormatError as error:
+                refusals.setdefault(file.path, {})[place] = error
+                continue
+        (mine.images if file.linked else mine.kallsyms).append(GuestKernel(file, offset, _kernel_dso(vm, vms)))
+
+
+def _contradiction(kernel: GuestKernel, ips: U64, returns: U64, called: str) -> FormatError | None:
+    """Why this image is not that guest's kernel, or None if the samples agree with it or say nothing."""
+    code = kernel.code
+    if code is None:
+        return None
+    wrong, addresses = kernel.check_addresses(ips)
+    if wrong >= _MIN_CONTRADICTIONS and wrong > _MAX_CONTRADICTING_SHARE * addresses:
+        figures = f"{wrong} of the {addresses} sampled kernel addresses lie where it has no code"
+    else:
+        verdict = kernel.proven_returns(returns[code.contains_return(returns)])
+        proven, decided = int(np.count_nonzero(verdict == PROVEN)), int(np.count_nonzero(verdict != UNKNOWN))
+        if decided < _MIN_RETURNS or proven >= _MIN_PROVEN_SHARE * decided:
+            return None
+        figures = f"only {proven} of the {decided} return addresses in its text follow a call instruction"
+    return FormatError(
+        f"{kernel.file.path}: this {kernel.file.what} is not the kernel that {called} ran: {figures}",
+        "Give the file of the kernel that `uname -r` prints in the guest.",
+    )
+
+
+def _unchecked(kernels: _Kernels, vm: GuestVm, ips: U64, returns: U64) -> list[str]:
+    notes = []
+    for kernel in kernels.images[:1]:
+        code = kernel.code
+        decided = 0 if code is None else int(np.count_nonzero(kernel.proven_returns(returns[code.contains_return(returns)]) != UNKNOWN))
+        if decided < _MIN_RETURNS and kernel.check_addresses(ips)[1] < 4 * _MIN_RETURNS:
+            held = "there is no machine code to hold against the samples" if code is None else "there are too few samples to hold against its code"
+            notes.append(f"{_called(vm)}: {kernel.file.path} was taken for its kernel by the place of its syscall entry alone: {held}")
+    if kernels.kallsyms and not any(vm.lstars):
+        notes.append(f"{_called(vm)}: {kernels.kallsyms[0].file.path} was taken for its kernel unchecked: its syscall entry is not in the recording")
+    return notes
+
+
+def _kernel_dso(vm: GuestVm, vms: Sequence[GuestVm]) -> str:
+    return "[guest.kernel.kallsyms]" if len(vms) == 1 else f"[guest.kernel.kallsyms.{vm.pid}]"
+
+
+def _called(vm: GuestVm) -> str:
+    return f"VM {vm.name} ({vm.pid})"
