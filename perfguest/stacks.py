@@ -89,7 +89,10 @@ def from_callchains(start: I64, address: U64, ip: U64, mode: U8, space: I64) -> 
     frame_mode = mode[owner]
     for context, meaning in _CONTEXT_MODES.items():
         frame_mode[inside & (address[last].view(np.int64) == context)] = meaning
-    kept = ~marker
+    known = np.isin(address, np.array(list(_CONTEXT_MODES), np.int64).view(np.uint64))
+    # A value up there that is no marker is junk that a frame pointer led to: nothing behind it is true either.
+    junk = np.cumsum(marker & ~known)
+    kept = ~marker & (junk == np.concatenate([[0], junk])[start[:-1]][owner])
     # What stands first behind a marker is where that mode was left or interrupted, no return address.
     first = np.concatenate([[False], marker[:-1]])[: len(marker)]
     count = np.bincount(owner[kept], minlength=len(start) - 1)

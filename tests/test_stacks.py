@@ -72,11 +72,11 @@ def test_cut_leaves_out_what_lies_behind_a_bad_frame(given_stacks: list[list[Fra
     assert lists(stacks.cut_at(build(given_stacks), np.array([flag for each in bad for flag in each], bool))) == expected
 
 
-def test_callchain_markers_say_the_mode_of_what_follows() -> None:
+def test_callchain_markers_say_the_mode_of_what_follows_and_junk_ends_the_chain() -> None:
     kernel, user = 2**64 - 128, 2**64 - 512
-    chain = [kernel, 0xFFFFFFFF81000010, 0xFFFFFFFF81000020, user, 0x1000, 0x2000, user, 0x3000]
+    chain = [kernel, 0xFFFFFFFF81000010, 0xFFFFFFFF81000020, user, 0x1000, 0x2000, 2**64 - 1, 0x9000, user, 0x3000]
     built = stacks.from_callchains(
-        np.array([0, 6, 8, 8], np.int64),
+        np.array([0, 8, 10, 10], np.int64),
         np.array(chain, np.uint64),
         np.array([1, 2, 0x4000], np.uint64),
         np.array([Mode.HOST_KERNEL, Mode.HOST_USER, Mode.HOST_KERNEL], np.uint8),
