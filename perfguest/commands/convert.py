@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``perfguest convert``: a recording becomes a file that other tools read."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from perfguest.convert import ConvertOptions, load_profile
+from perfguest.errors import PerfguestError
+from perfguest.profile import Profile
+from perfguest.symbols.guest import GuestSymbolOptions
+
+#: Format to (module of the writer, where it goes unless -o says so).
+_FORMATS = {
+    "script": ("perf_script", "-"),
+    "pprof": ("pprof", "guest.pb.gz"),
+    "chrome": ("chrome_trace", "guest.trace.json"),
+    "folded": ("folded", "-"),
+}
+_FILE_HELP = "FILE for all VMs, or VM=FILE with a VM's name or pid; may be given several times."
+
+
+def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    return click.option(f"--{name}", "form", flag_value=name, help=text)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("recording", type=click.Path(path_type=Path), default="perfguest.data")
+@_format_option("script", "Text as `perf script` prints it, for FlameGraph, speedscope, Firefox Profiler, Perfetto [default].")
+@_format_option("pprof", "pprof's profile.proto, gzipped, for `go tool pprof`.")
+@_format_option("chrome", "Chrome trace JSON: a track for each vCPU and each host CPU, for Perfetto.")
+@_format_option("folded", "Folded stacks: a line for each stack, with its number of samples.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Where to write; - is standard output. [default: - or guest.pb.gz or guest.trace.json]",
+)
+@click.option("--guestkallsyms", multiple=True, metavar="FILE", help=f"Copy of the guest's /proc/kallsyms. {_FILE_HELP}")
+@click.option("--guestvmlinux", multiple=True, metavar="FILE", help=f"The guest's vmlinuz, vmlinux or System.map. {_FILE_HELP}")
+@click.option("--guestmount", multiple=True, metavar="DIR", help="Directory with the guest's programs, at their paths in the guest. DIR or VM=DIR.")
+@click.option("--guest-binary", multiple=True, metavar="FILE[@ADDRESS]", help="A program of the guest, loaded ADDRESS (hexadecimal) above where it was linked.")
+@click.option(
+    "--host-root",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default="/",
+    metavar="DIR",
+    help="Where the recorded host's files are [default: /].",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print no summary.")
+def convert(
+    recording: Path,
+    form: str | None,
+    output: str | None,
+    guestkallsyms: tuple[str, ...],
+    guestvmlinux: tuple[str, ...],
+    guestmount: tuple[str, ...],
+    guest_binary: tuple[str, ...],
+    host_root: Path,
+    quiet: bool,
+) -> None:
+    """Join and name the stacks of RECORDING (perfguest.data), and write them.
+
+    A stack reads, from its root: the VM, the vCPU's thread, then the guest's user functions and its kernel's. What the host did in the VM's threads stands under
+    the same thread.
+
+    \b
+    Examples:
+        perfguest convert --pprof --guestvmlinux /srv/guest/boot/vmlinuz
+        perfguest convert --script --guestkallsyms web1=web1.kallsyms | stackcollapse-perf.pl | flamegraph.pl >guest.svg
+    """
+    module, place = _FORMATS[form or "script"]
+    symbols = GuestSymbolOptions(kallsyms=guestkallsyms, vmlinux=guestvmlinux, mounts=guestmount, binaries=guest_binary)
+    profile = load_profile(recording, ConvertOptions(guest=symbols, host_root=host_root))
+    write: Callable[[Profile, BinaryIO], None] = importlib.import_module(f"perfguest.writers.{module}").write
+    target = output or place
+    with _opened(target) as out:
+        write(profile, out)
+    if not quiet:
+        _summary(profile, target)
+
+
+@contextmanager
+def _opened(target: str) -> Iterator[BinaryIO]:
+    """The file appears whole or not at all."""
+    if target == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(target)
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise PerfguestError(f"cannot write {path}: {error.strerror}", "Choose another place with -o.") from error
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            yield out
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise PerfguestError(f"cannot write {path}: {error.strerror}", "Choose another place with -o.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _summary(profile: Profile, target: str) -> None:
+    for note in profile.notes:
+        click.echo(f"perfguest: {_printable(note)}", err=True)
+    where = "" if target == "-" else f" to {target}"
+    click.echo(f"perfguest: wrote {len(profile.samples)} samples, {len(profile.stacks)} different stacks{where}", err=True)
+
+
+def _printable(text: str) -> str:
+    """Names out of guests may hold anything; a terminal gets none of it."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names for unique frames: asks each kind of frame's symbols once, and puts the answers into the profile's columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from perfguest.profile import I32, I64, Frames, Mapping, Mode
+from perfguest.stacks import SPACE_VM, RawFrames
+from perfguest.symbols.host import Resolved
+
+_VM_MAPPING, _THREAD_MAPPING = "[vm]", "[thread]"
+
+
+@dataclass
+class FrameNames:
+    """The columns of :class:`Frames`, filled kind by kind."""
+
+    raw: RawFrames
+    strings: dict[str, int] = field(default_factory=dict)
+    mappings: dict[tuple[str, str, int, int, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        number = len(self.raw)
+        self._symbol: I32 = np.full(number, -1, np.int32)
+        self._mapping: I32 = np.full(number, -1, np.int32)
+        self._offset = np.zeros(number, np.uint64)
+
+    def string(self, text: str) -> int:
+        return self.strings.setdefault(text, len(self.strings))
+
+    def rows(self, mode: Mode) -> I64:
+        return np.flatnonzero(self.raw.mode == mode)
+
+    def looked_up(self, rows: I64) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+        """The addresses to look up: of a return address the byte before, the call's. Where a call that never returns ends, the next function may begin."""
+        return self.raw.address[rows] - self.raw.returns[rows].astype(np.uint64)
+
+    def set(self, rows: I64, resolved: Resolved) -> None:
+        """``resolved`` holds the answers for :meth:`looked_up` of the same rows."""
+        names = np.array([self.string(name) for name in resolved.names], np.int32)
+        named = resolved.name >= 0
+        self._symbol[rows[named]] = names[resolved.name[named]]
+        self._offset[rows[named]] = resolved.offset[named] + self.raw.returns[rows[named]]
+        columns = (resolved.dso, resolved.start, resolved.limit, resolved.pgoff)
+        keys, which = np.unique(np.stack([column.astype(np.uint64) for column in columns]), axis=1, return_inverse=True)
+        numbers = [self._mapping_number(resolved, *key) for key in keys.T.tolist()]
+        self._mapping[rows] = np.array(numbers, np.int32)[which] if len(rows) else self._mapping[rows]
+
+    def _mapping_number(self, resolved: Resolved, dso: int, start: int, limit: int, pgoff: int) -> int:
+        if dso >= len(resolved.dsos):  # -1, as uint64
+            return -1
+        found = resolved.dsos[dso]
+        return self.mappings.setdefault((found.name, found.build_id, start, limit, pgoff), len(self.mappings))
+
+    def set_roots(self, vm_names: list[str], thread_names: dict[int, str]) -> None:
+        """Names for the frames that are no code: VMs and threads."""
+        rows = self.rows(Mode.NONE)
+        for row, space, number in zip(rows.tolist(), self.raw.space[rows].tolist(), self.raw.address[rows].tolist(), strict=True):
+            of_vm = space == SPACE_VM
+            self._symbol[row] = self.string(vm_names[number] if of_vm else thread_names[number])
+            key = (_VM_MAPPING if of_vm else _THREAD_MAPPING, "", 0, 0, 0)
+            self._mapping[row] = self.mappings.setdefault(key, len(self.mappings))
+
+    def frames(self) -> Frames:
+        address = np.where(self.raw.mode == Mode.NONE, np.uint64(0), self.raw.address)
+        return Frames(address, self.raw.mode, self._symbol, self._offset, self._mapping)
+
+    def profile_mappings(self) -> list[Mapping]:
+        with_symbols = set(self._mapping[self._symbol >= 0].tolist())
+        return [Mapping(name, build_id, start, limit, pgoff, number in with_symbols) for (name, build_id, start, limit, pgoff), number in self.mappings.items()]
