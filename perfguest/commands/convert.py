@@ -15,9 +15,10 @@ from typing import BinaryIO
 import click
 
 from perfguest.convert import ConvertOptions, load_profile
-from perfguest.errors import PerfguestError
+from perfguest.errors import PerfguestError, UsageError
 from perfguest.profile import Profile
 from perfguest.symbols.guest import GuestSymbolOptions
+from perfguest.writers.text import escape
 
 #: Format to (module of the writer, where it goes unless -o says so).
 _FORMATS = {
@@ -57,8 +58,12 @@ def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], clic
     metavar="DIR",
     help="Where the recorded host's files are [default: /].",
 )
+@click.option(
+    "--weight", type=click.Choice(["samples", "period"]), help="What --folded counts: samples [default] or the event's period, nanoseconds for clocks."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print no summary.")
 def convert(
+    *,
     recording: Path,
     form: str | None,
     output: str | None,
@@ -67,12 +72,13 @@ def convert(
     guestmount: tuple[str, ...],
     guest_binary: tuple[str, ...],
     host_root: Path,
+    weight: str | None,
     quiet: bool,
 ) -> None:
     """Join and name the stacks of RECORDING (perfguest.data), and write them.
 
-    A stack reads, from its root: the VM, the vCPU's thread, then the guest's user functions and its kernel's. What the host did in the VM's threads stands under
-    the same thread.
+    A stack reads, from its root: the VM, the vCPU's thread, then the guest's user functions and its kernel's.
+    What the host did in the VM's threads stands under the same thread.
 
     \b
     Examples:
@@ -80,12 +86,15 @@ def convert(
         perfguest convert --script --guestkallsyms web1=web1.kallsyms | stackcollapse-perf.pl | flamegraph.pl >guest.svg
     """
     module, place = _FORMATS[form or "script"]
+    if weight and form != "folded":
+        raise UsageError("--weight is for --folded", "The other formats hold the samples and their periods.")
     symbols = GuestSymbolOptions(kallsyms=guestkallsyms, vmlinux=guestvmlinux, mounts=guestmount, binaries=guest_binary)
     profile = load_profile(recording, ConvertOptions(guest=symbols, host_root=host_root))
-    write: Callable[[Profile, BinaryIO], None] = importlib.import_module(f"perfguest.writers.{module}").write
+    write: Callable[..., None] = importlib.import_module(f"perfguest.writers.{module}").write
+    extra = {"weight": weight} if weight else {}
     target = output or place
     with _opened(target) as out:
-        write(profile, out)
+        write(profile, out, **extra)
     if not quiet:
         _summary(profile, target)
 
@@ -117,11 +126,6 @@ def _opened(target: str) -> Iterator[BinaryIO]:
 
 def _summary(profile: Profile, target: str) -> None:
     for note in profile.notes:
-        click.echo(f"perfguest: {_printable(note)}", err=True)
+        click.echo(f"perfguest: {escape(note)}", err=True)
     where = "" if target == "-" else f" to {target}"
     click.echo(f"perfguest: wrote {len(profile.samples)} samples, {len(profile.stacks)} different stacks{where}", err=True)
-
-
-def _printable(text: str) -> str:
-    """Names out of guests may hold anything; a terminal gets none of it."""
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
