@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+# ./bootstrap runs these after setting up what they need; by hand they want .venv.
+PYTHON ?= $(CURDIR)/.venv/bin/python
+PERFGUEST ?= $(CURDIR)/.venv/bin/perfguest
+# The kernel that the lab boots, and so the one that the module is built for.
+KERNEL ?= $(shell ls -v /boot/vmlinuz-*-amd64 2>/dev/null | tail -n 1 | sed 's,.*/vmlinuz-,,')
+KDIR ?= /lib/modules/$(KERNEL)/build
+
+.PHONY: help demo test test-quick lint module proto clean
+help:
+	@echo "make demo        record and convert a guest in the lab; results in demo/"
+	@echo "make test        lint, types and all tests, the lab's too"
+	@echo "make test-quick  the same without the lab"
+	@echo "make lint        ruff and mypy"
+	@echo "make module      build the kernel module for KDIR=$(KDIR)"
+	@echo "make proto       generate perfguest/proto from proto/"
+
+# A KVM host in QEMU, a guest in it: recorded there, converted here.
+demo: module
+	mkdir -p demo
+	cd demo && $(PERFGUEST) lab -- ../tools/demo-inside.sh $(PERFGUEST)
+	cd demo && for form in pprof chrome "folded -o guest.folded" "script -o guest.script"; do \
+		$(PERFGUEST) convert -q --guestkallsyms guest.kallsyms --guestmount guest.root --$$form || exit; done
+	cd demo && go tool pprof -top -nodecount=40 guest.pb.gz
+	@echo
+	@echo "In demo/: perfguest.data (the recording), guest.pb.gz (go tool pprof -http=: demo/guest.pb.gz),"
+	@echo "guest.trace.json (ui.perfetto.dev), guest.folded and guest.script (flame graphs)."
+
+test: lint
+	$(PYTHON) -m pytest
+
+test-quick: lint
+	$(PYTHON) -m pytest -m "not lab"
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+module:
+	$(PYTHON) -m perfguest module build --kdir $(KDIR)
+
+proto:
+	protoc --python_out=perfguest/proto --pyi_out=perfguest/proto -Iproto proto/*.proto
+
+clean:
+	$(MAKE) -C kmod clean
+	rm -rf build demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

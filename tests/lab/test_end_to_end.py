@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job on a real KVM host with a real guest: what the recorder writes, and what convert makes of it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perfguest.capture.debugfs import LOST_REASONS, parse_stats
+from perfguest.convert import ConvertOptions, load_profile
+from perfguest.formats.guest_stream import GuestStream, read_guest_stream
+from perfguest.formats.perf_data import read_perf_data
+from perfguest.formats.recording import RecordingPaths, read_recording
+from perfguest.merge import Side, pair
+from perfguest.profile import Mode, Profile
+from perfguest.symbols.guest import GuestSymbolOptions
+from tests.lab.conftest import Host
+
+pytestmark = pytest.mark.lab
+
+TROUBLE = re.compile(r"\bBUG\b|WARNING:|\bOops\b|soft lockup|hard LOCKUP|general protection fault|detected stall|NMI handler .* took too long")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recording and the guest's files, all copied out of the lab."""
+
+    path: Path
+    kallsyms: Path
+    root: Path
+    truth: Path
+
+    @property
+    def guest_arguments(self) -> list[str]:
+        return ["--guestkallsyms", str(self.kallsyms), "--guestmount", str(self.root)]
+
+    def profile(self) -> Profile:
+        return load_profile(self.path, ConvertOptions(guest=GuestSymbolOptions(kallsyms=(str(self.kallsyms),), mounts=(str(self.root),))))
+
+
+@pytest.fixture(scope="session")
+def recorded(host: Host) -> Recorded:
+    host.perfguest("record", "-F", "500", "--", "sleep", "20")
+    host.run("sh", "-c", 'cp "$PERFGUEST_GUEST_KALLSYMS" guest.kallsyms && cp -r "$PERFGUEST_GUEST_ROOT" guest.root')
+    return Recorded(host.work / "perfguest.data", host.work / "guest.kallsyms", host.work / "guest.root", host.lab.truth)
+
+
+@pytest.fixture(scope="session")
+def profile(recorded: Recorded) -> Profile:
+    return recorded.profile()
+
+
+def stream_of(recording: Path) -> GuestStream:
+    return read_guest_stream(RecordingPaths(recording).guest_stream)
+
+
+def test_the_recording_is_whole_and_nothing_stays_behind(host: Host, recorded: Recorded) -> None:
+    meta = read_recording(recorded.path)
+    assert meta.complete and not meta.ended_by
+    assert [vm.name for vm in meta.vms] == ["lab"]
+    assert "perfguest" not in host.run("lsmod").stdout
+    assert host.run("pgrep", "-x", "perf", status=None).returncode == 1
+
+
+def test_every_guest_sample_has_its_record(recorded: Recorded) -> None:
+    perf = read_perf_data(RecordingPaths(recorded.path).perf_data)
+    stream = stream_of(recorded.path)
+    guest = np.flatnonzero(perf.samples.cpumode >= 4)
+    records = stream.samples
+    sides = (
+        Side(perf.samples.time[guest], perf.samples.cpu[guest], perf.samples.ip[guest]),
+        Side(records.column("time"), records.column("cpu", np.int32), records.column("ip", np.uint64)),
+    )
+    pairs = pair(*sides)
+    lost = sum(sum(counts) for counts in stream.lost.values())
+    print(f"{len(guest)} guest samples, {pairs.paired} paired, {lost} lost, distance in us {np.percentile(pairs.distance / 1000, [50, 99, 100])}")
+    assert len(guest) > 500
+    assert len(guest) - pairs.paired <= lost
+    assert pairs.paired >= 0.999 * len(guest)
+
+
+def test_taken_is_written_and_lost(recorded: Recorded) -> None:
+    stream, losses = stream_of(recorded.path), read_recording(recorded.path).losses
+    assert all(cpu.taken == cpu.written + sum(cpu.lost) for cpu in losses)
+    assert sum(cpu.written for cpu in losses) == len(stream.samples)
+    assert {cpu.cpu: list(cpu.lost) for cpu in losses if any(cpu.lost)} == stream.lost
+
+
+def test_losses_are_exact_when_nobody_reads(host: Host) -> None:
+    """A ring that fills up: what the module says it lost is what perf has more."""
+    host.perfguest("module", "load")
+    host.run(sys.executable, Path(__file__).parent / "slow_reader.py", "slow.stream", "slow.data")
+    stats = parse_stats(host.run("cat", "/sys/kernel/debug/perfguest/stats").stdout)
+    host.perfguest("module", "unload")
+    stream, perf = read_guest_stream(host.work / "slow.stream"), read_perf_data(host.work / "slow.data")
+    guest = int((perf.samples.cpumode >= 4).sum())
+    full = {cpu: counts[LOST_REASONS.index("full")] for cpu, counts in stream.lost.items()}
+    assert sum(full.values()) > 0
+    assert len(stream.samples) + sum(sum(counts) for counts in stream.lost.values()) == guest
+    assert full == {cpu: counts["full"] for cpu, counts in stats.cpus.items() if counts["full"]}
+    assert all(counts["taken"] == counts["written"] + sum(counts[reason] for reason in LOST_REASONS) for counts in stats.cpus.values())
+
+
+@pytest.mark.parametrize("locator", ["preempt", "accessor", "scan"])
+def test_locators_agree(host: Host, locator: str) -> None:
+    host.perfguest("module", "load")
+    host.perfguest("record", "-o", f"by-{locator}", "-F", "300", "--locator", locator, "--", "sleep", "3")
+    stats = parse_stats(host.run("cat", "/sys/kernel/debug/perfguest/stats").stdout)
+    host.perfguest("module", "unload")
+    assert stats.values["locator"] == locator
+    assert stats.written > 50 and stats.total("no_vcpu") == 0
+    assert stats.values["disagreements"] == "0" and stats.values["vmcb_mismatches"] == "0"
+    found = {name: int(stats.values[f"found_{name}"]) for name in ("preempt", "accessor", "scan")}
+    assert set(found.values()) == {stats.written}
+
+
+def test_nmis_take_records_in_the_guest(host: Host, recorded: Recorded) -> None:
+    host.perfguest("record", "-o", "by-nmi", "--trigger", "nmi", "--", sys.executable, "-m", "perfguest", "lab-control", "inject-nmi", "--count", "300")
+    stream = stream_of(host.work / "by-nmi")
+    flags, cpus = stream.samples.column("flags"), stream.samples.column("cpu")
+    print(f"{len(flags)} records of 300 NMIs")
+    assert len(flags) >= 20
+    assert set(cpus.tolist()) == {0}
+    deferred, stale = 1 << 13, 1 << 14
+    assert ((flags & deferred) != 0).all()
+    assert ((flags & stale) != 0).mean() <= 0.01
+    with_chain = np.diff(stream.samples.kernel.start) + np.diff(stream.samples.user.start)
+    assert (with_chain > 0).mean() >= 0.99
+
+
+def test_truth(recorded: Recorded, profile: Profile) -> None:
+    """The ground-truth program's samples carry the chains that it has, in its proportions."""
+    truth = json.loads(recorded.truth.read_text())
+    possible = {tuple(chain["frames"]): chain["share"][0] / chain["share"][1] for chain in truth["chains"]}
+    leaves = {chain[0] for chain in possible}
+    stream = stream_of(recorded.path)
+    chains = Counter(chain for chain in truth_chains(profile, truth["root"]) if leaves & set(chain) or any(chain[1:] == one[1:] for one in possible))
+    whole = sum(count for chain, count in chains.items() if chain in possible)
+    print(f"{sum(chains.values())} samples in the program, {whole} with a possible chain; {chains}")
+    assert len(stream.samples) > 500 and sum(chains.values()) > 200
+    assert whole >= 0.99 * sum(chains.values())
+    for chain, share in possible.items():
+        assert chains[chain] / whole == pytest.approx(share, abs=4 * (share * (1 - share) / whole) ** 0.5)
+
+
+def truth_chains(profile: Profile, root: str) -> list[tuple[str, ...]]:
+    """Of the samples that hit guest user code of the truth program: the names from the leaf up to ``root``, or all that there are."""
+    program = next(index for index, mapping in enumerate(profile.mappings) if mapping.name == "/bin/workload")
+    chains = []
+    for row in np.flatnonzero(profile.samples.mode == Mode.GUEST_USER).tolist():
+        frames = profile.stacks.of(int(profile.samples.stack[row]))
+        frames = frames[profile.frames.mode[frames] == Mode.GUEST_USER]
+        if profile.frames.mapping[frames[0]] != program:
+            continue
+        names = [profile.strings[symbol] if symbol >= 0 else "?" for symbol in profile.frames.symbol[frames].tolist()]
+        chains.append(tuple(names[: names.index(root) + 1] if root in names else names))
+    return chains
+
+
+def test_guest_kernel_names_are_the_guests(recorded: Recorded, profile: Profile) -> None:
+    """All guest kernel IPs have the name that a lookup in the guest's own kallsyms gives; nearly all lie in known functions."""
+    text = recorded.kallsyms.read_bytes()
+    lines = [line.split() for line in (gzip.decompress(text) if text[:2] == b"\x1f\x8b" else text).decode().splitlines()]
+    functions = sorted((int(words[0], 16), words[2]) for words in lines if words[1] in "tTwW")
+    starts = np.array([address for address, _ in functions], np.uint64)
+    kernel = np.flatnonzero(profile.samples.mode == Mode.GUEST_KERNEL)
+    leaves = profile.stacks.frames[profile.stacks.start[profile.samples.stack[kernel]]]
+    named = profile.frames.symbol[leaves] >= 0
+    assert len(kernel) > 200 and named.mean() >= 0.99
+    for leaf in np.unique(leaves[named]).tolist():
+        start = starts[np.searchsorted(starts, profile.frames.address[leaf], "right") - 1]
+        aliases = {name for address, name in functions if address == int(start)}
+        assert profile.strings[profile.frames.symbol[leaf]] in aliases
+
+
+def test_stacks_lead_from_the_vm_into_the_guest(profile: Profile) -> None:
+    rows = np.flatnonzero(np.isin(profile.samples.mode, [Mode.GUEST_KERNEL, Mode.GUEST_USER]))
+    for stack in np.unique(profile.samples.stack[rows]).tolist():
+        modes = profile.frames.mode[profile.stacks.of(stack)].tolist()
+        assert modes[-2:] == [Mode.NONE, Mode.NONE]
+        assert sorted(modes[:-2]) == modes[:-2] and set(modes[:-2]) <= {Mode.GUEST_KERNEL, Mode.GUEST_USER}
+    host_rows = np.flatnonzero((profile.samples.vm >= 0) & (profile.samples.mode == Mode.HOST_KERNEL))
+    assert len(host_rows) and all(profile.frames.mode[profile.stacks.of(int(profile.samples.stack[row]))[-1]] == Mode.NONE for row in host_rows)
+
+
+def convert(recorded: Recorded, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "perfguest", "convert", str(recorded.path), *recorded.guest_arguments, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, check=True)
+
+
+def test_go_pprof_reads_it(recorded: Recorded, tmp_path: Path) -> None:
+    convert(recorded, "--pprof", cwd=tmp_path)
+    top = subprocess.run(["go", "tool", "pprof", "-top", "-nodecount=1000", "guest.pb.gz"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    raw = subprocess.run(["go", "tool", "pprof", "-raw", "guest.pb.gz"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    for function in ("leaf_a", "leaf_c", "gamma", "main", "lab"):
+        assert re.search(rf"\s{function}$", top.stdout, re.MULTILINE), top.stdout
+    assert "Guest Kernel" in raw and "Guest User" in raw and "[guest.kernel.kallsyms]" in raw
+    # Guest functions called by guest functions, as the caller lines of -peek show.
+    peek = subprocess.run(["go", "tool", "pprof", "-peek", "^leaf_c$", "guest.pb.gz"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"gamma\n", peek), peek
+
+
+def test_stackcollapse_reads_it(recorded: Recorded, tmp_path: Path) -> None:
+    script = convert(recorded, "--script", cwd=tmp_path).stdout
+    collapsed = subprocess.run(["perl", stackcollapse(), "--all"], input=script, capture_output=True, check=True).stdout.decode()
+    folded = convert(recorded, "--folded", cwd=tmp_path).stdout.decode()
+    total = [sum(int(line.rpartition(" ")[2]) for line in text.splitlines()) for text in (collapsed, folded)]
+    assert total[0] == total[1] == len(read_perf_data(RecordingPaths(recorded.path).perf_data).samples.time)
+    assert re.search(r";main;work;beta;gamma;leaf_c \d+$", collapsed, re.MULTILINE)
+
+
+def stackcollapse() -> Path:
+    """FlameGraph's program: where PERFGUEST_FLAMEGRAPH says, or on the PATH."""
+    path = os.pathsep.join([os.environ.get("PERFGUEST_FLAMEGRAPH", ""), os.environ["PATH"]])
+    found = shutil.which("stackcollapse-perf.pl", path=path)
+    if not found:
+        pytest.skip("FlameGraph's stackcollapse-perf.pl is neither in the directory that PERFGUEST_FLAMEGRAPH names nor on the PATH")
+    return Path(found)
+
+
+def test_chrome_trace_names_guest_functions(recorded: Recorded, tmp_path: Path) -> None:
+    convert(recorded, "--chrome", "-o", "trace.json", cwd=tmp_path)
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    names = {
+        node["callFrame"]["functionName"]
+        for event in trace["traceEvents"]
+        if event["name"] == "ProfileChunk"
+        for node in event["args"]["data"]["cpuProfile"].get("nodes", [])
+    }
+    assert {"leaf_a", "leaf_b", "leaf_c", "main"} <= names
+
+
+def test_the_plugin_prints_what_convert_prints(recorded: Recorded, tmp_path: Path) -> None:
+    script = convert(recorded, "--script", cwd=tmp_path).stdout
+    plugin = Path(__file__).parents[2] / "perfguest" / "perf_plugin" / "perfguest_script.py"
+    command = ["perf", "script", "-i", RecordingPaths(recorded.path).perf_data, "-s", plugin, *recorded.guest_arguments]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    assert printed.stdout == script
+
+
+def test_stack_copies(host: Host) -> None:
+    host.perfguest("record", "-o", "copies", "-F", "300", "--kernel-stack", "16384", "--user-stack", "4096", "--", "sleep", "3")
+    data = RecordingPaths(host.work / "copies").guest_stream.stat().st_size
+    stream = stream_of(host.work / "copies")
+    assert len(stream.samples) > 50
+    assert data / len(stream.samples) > 2000
+
+
+def test_a_killed_recorder_leaves_nothing_running(host: Host) -> None:
+    host.perfguest("module", "load")
+    script = f"""
+        {sys.executable} -m perfguest record -o killed -- sleep 1000 & recorder=$!
+        until [ "$(cat /sys/kernel/debug/perfguest/enable)" = 1 ] && pgrep -x sleep -P $recorder; do sleep 0.1; done
+        kill -9 $recorder; wait $recorder
+        while pgrep -x perf || pgrep -x sleep; do sleep 0.1; done
+        cat /sys/kernel/debug/perfguest/enable
+    """
+    assert host.run("timeout", "300", "sh", "-c", script).stdout.split()[-1] == "0"
+    host.perfguest("module", "unload")
+    meta = read_recording(host.work / "killed")
+    assert not meta.complete
+
+
+def test_fifty_rounds_of_load_and_unload(host: Host) -> None:
+    assert "rounds 50" in host.run(sys.executable, Path(__file__).parent / "rounds.py", "50", timeout=2400).stdout
+
+
+def test_the_kernel_log_is_clean(host: Host) -> None:
+    """The last test here: of everything that was done before."""
+    log = host.lab.dmesg()
+    assert not [line for line in log.splitlines() if TROUBLE.search(line)], log
