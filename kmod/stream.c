@@ -36,6 +36,8 @@ struct pg_ring {
 
 struct pg_cpu_stream {
 	struct pg_ring __rcu *ring;
+	/* The producer's, from reserve to commit: the reader may close in between. */
+	struct pg_ring *reserved;
 	struct pg_counts counts;
 	/* Lost, and not yet told by a record. Both sides take from it. */
 	atomic64_t untold[PG_LOST_NR];
@@ -165,13 +167,14 @@ void *pg_stream_reserve(u32 size)
 		*place = lost;
 		smp_store_release(&ring->head, ring->head + sizeof(lost));
 	}
+	stream->reserved = ring;
 	return pg_ring_room(ring, size);
 }
 
 void pg_stream_commit(u32 size, bool is_sample)
 {
 	struct pg_cpu_stream *stream = this_cpu_ptr(&pg_streams);
-	struct pg_ring *ring = pg_this_ring(stream);
+	struct pg_ring *ring = stream->reserved;
 
 	smp_store_release(&ring->head, ring->head + size);
 	if (is_sample)

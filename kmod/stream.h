@@ -24,8 +24,8 @@ void pg_stream_counts(int cpu, struct pg_counts *counts);
 
 /*
  * Producers run on the CPU that they write for, with interrupts off and not in
- * an NMI. Room is contiguous; pg_stream_commit() takes back what was reserved
- * over the size used. Counting is NMI-safe.
+ * an NMI, from before pg_stream_reserve() until after pg_stream_commit(), which
+ * takes back what was reserved over the size used. Counting is NMI-safe.
  */
 void pg_stream_count_taken(void);
 void pg_stream_count_lost(enum pg_lost_reason reason);
