@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package as `pip install` makes it, without the checkout."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perfguest.capture.lab.kernels import find_kernel
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the package is installed, alone."""
+    directory = tmp_path_factory.mktemp("installed")
+    sources = directory / "sources"
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (REPOSITORY / name).is_file():
+            (sources / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(REPOSITORY / name, sources / name)
+    place = directory / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", place, sources], check=True)
+    return place
+
+
+def perfguest(installed: Path, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {"PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(home), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    command = [sys.executable, "-c", "from perfguest.cli import main; main()", *arguments]
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=True)
+
+
+def test_commands_are_there(installed: Path, tmp_path: Path) -> None:
+    for command in ("record", "convert", "module", "plugin", "lab", "lab-control"):
+        assert perfguest(installed, command, "--help", home=tmp_path).stdout.startswith("Usage:")
+
+
+def test_the_module_is_built_from_the_package(installed: Path, tmp_path: Path) -> None:
+    headers = Path("/lib/modules") / find_kernel(None, None, []).release / "build"
+    built = perfguest(installed, "module", "build", "--force", "--kdir", str(headers), home=tmp_path).stdout.strip()
+    assert Path(built).is_relative_to(tmp_path) and Path(built).name == "perfguest.ko"
+
+
+def test_the_labs_files_travel_inside(installed: Path) -> None:
+    assert {path.name for path in (installed / "perfguest" / "lab_guest").iterdir()} >= {"workload.c", "truth.json", "guest_init.sh", "host_init.sh"}
