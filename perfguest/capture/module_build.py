@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.resources
 import os
 import pwd
 import re
@@ -68,14 +67,11 @@ def find_headers(kdir: Path | None = None) -> Headers:
 
 def source_directory() -> Path:
     """The module's sources: in the installed package, or ``kmod/`` of a checkout."""
-    try:
-        installed = Path(str(importlib.resources.files("perfguest.kmod")))
-    except (ImportError, TypeError):
-        installed = Path(perfguest.__file__).parent / "kmod"
-    for directory in (installed, Path(perfguest.__file__).parent.parent / "kmod"):
+    package = Path(perfguest.__file__).parent
+    for directory in (package / "kmod", package.parent / "kmod"):
         if (directory / "Kbuild").is_file():
             return directory
-    raise ModuleProblem(f"the module's sources are not in {installed}", "Install perfguest again.")
+    raise ModuleProblem(f"the module's sources are not in {package / 'kmod'}", "Install perfguest again.")
 
 
 def build(headers: Headers, sources: Path | None = None, force: bool = False, say: Say = lambda _: None) -> Path:

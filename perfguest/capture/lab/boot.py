@@ -62,7 +62,7 @@ def guest_directory(number: int) -> str:
 def guest_argv(options: LabOptions, number: int, kernel: Path, initrd: Path) -> list[str]:
     """The command line of a guest's VMM, as it runs inside the lab's host."""
     pin = [] if options.pin_guest is None else ["taskset", "-c", str(options.pin_guest)]
-    argv = [*pin, find_qemu(), "-name", f"guest={guest_name(number)}", "-machine", "microvm,accel=kvm,rtc=on", "-cpu", "host", "-smp", "1"]
+    argv = [*pin, find_qemu(), "-name", f"guest={guest_name(number)},debug-threads=on", "-machine", "microvm,accel=kvm,rtc=on", "-cpu", "host", "-smp", "1"]
     argv += ["-m", f"{options.guest_memory}M", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", "console=ttyS0 panic=-1 pci=noearly rdinit=/init"]
     argv += ["-serial", "stdio", "-device", "virtio-serial-device"]
