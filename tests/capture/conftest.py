@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_host import FakeHost
+
+from tests.capture.fake_host import FakeHost
 
 
 @pytest.fixture

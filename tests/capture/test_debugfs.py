@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_host import FakeHost
 from hypothesis import given
 from hypothesis import strategies as st
 
 from perfguest.capture.debugfs import ModuleFiles, ModuleSettings, parse_choices, parse_stats
 from perfguest.errors import CaptureError, EnvironmentProblem, PerfguestError, UsageError
+from tests.capture.fake_host import FakeHost
 
 _SETTINGS = ModuleSettings(trigger="nmi", locator="scan", clock="mono", kernel_stack=4096, user_stack=8192, chain_depth=64, buffer_kb=1024, pids=(5, 6))
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_host import FORMAT, FakeHost
 
 from perfguest.capture.debugfs import ModuleFiles
 from perfguest.capture.drain import Drain
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError
 from perfguest.formats.recording import stream_head
+from tests.capture.fake_host import FORMAT, FakeHost
 
 _HEAD = stream_head(FORMAT)
 

@@ -5,12 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake_host import FakeHost
 from hypothesis import given
 from hypothesis import strategies as st
 
 from perfguest.capture.events import HARDWARE_EVENT, SOFTWARE_EVENT, default_event, guest_event, is_software, pmu_samples
 from perfguest.errors import UsageError
+from tests.capture.fake_host import FakeHost
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_host import FakeHost
 from hypothesis import given
 from hypothesis import strategies as st
 
 from perfguest.capture.host import HostPaths, build_id, describe, parse_cpu_list
 from perfguest.capture.preflight import check_debugfs, check_kvm, check_root, find_perf, hidden_kallsyms, mediated_pmu
 from perfguest.errors import EnvironmentProblem
+from tests.capture.fake_host import FakeHost
 
 
 def test_build_id_is_readelfs(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake_host import FakeHost
 from hypothesis import given
 from hypothesis import strategies as st
 
 import perfguest
 from perfguest.capture import module
 from perfguest.errors import EnvironmentProblem, ModuleProblem
+from tests.capture.fake_host import FakeHost
 
 _INSTALLED = sorted(Path("/lib/modules").glob("*/kernel/net/nfc/nfc.ko"))
 

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_host import FakeHost
 
 from perfguest.capture.perf import Perf, PerfSettings, perf_version
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError, EnvironmentProblem
+from tests.capture.fake_host import FakeHost
 
 
 def _settings(directory: Path, perf: str = "perf", event: str = "cpu-clock:GH", pids: tuple[int, ...] = (), clock: str = "mono") -> PerfSettings:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_host import FORMAT, FakeHost
 
 from perfguest.capture.debugfs import ModuleSettings
 from perfguest.capture.messages import Messages
@@ -22,6 +21,7 @@ from perfguest.capture.recorder import RecordSettings, record
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError, EnvironmentProblem, PerfguestError, UsageError
 from perfguest.formats.recording import read_recording, stream_head
+from tests.capture.fake_host import FORMAT, FakeHost
 
 _HELPER = Path(__file__).with_name("run_recorder.py")
 _DEADLINE = 30.0

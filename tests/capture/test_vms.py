@@ -4,12 +4,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from fake_host import FakeHost
 from hypothesis import given
 from hypothesis import strategies as st
 
 from perfguest.capture.vms import VmList, find_vms, printable, select_vms, vm_name
 from perfguest.errors import UsageError
+from tests.capture.fake_host import FakeHost
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import pytest
-from pure_library import Pure
+
+from tests.kmod.pure_library import Pure
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from pure_library import PAGE, Memory
+from tests.kmod.pure_library import PAGE, Memory
 
 CR0_PG, CR0_PE = 1 << 31, 1
 CR4_PSE, CR4_PAE, CR4_LA57 = 1 << 4, 1 << 5, 1 << 12

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from page_tables import BY_NAME, PageTables
-from pure_library import PAGE, Guest, Memory, Pure
+
+from tests.kmod.page_tables import BY_NAME, PageTables
+from tests.kmod.pure_library import PAGE, Guest, Memory, Pure
 
 STACK = 16384
 USER_TOP, KERNEL_TOP, IRQ_TOP = 0x7FFD_1234_8000, 0xFFFF_C900_0010_4000, 0xFFFF_FE00_0000_8000

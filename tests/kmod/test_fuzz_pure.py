@@ -5,7 +5,7 @@ import secrets
 import subprocess
 from pathlib import Path
 
-from pure_library import KMOD, SOURCES, WARNINGS
+from tests.kmod.pure_library import KMOD, SOURCES, WARNINGS
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 

@@ -11,8 +11,9 @@ from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pure_library import Pure
-from running_vcpu_code import RUNNING_VCPU, Function
+
+from tests.kmod.pure_library import Pure
+from tests.kmod.running_vcpu_code import RUNNING_VCPU, Function
 
 NOT_FOUND, UNKNOWN, TRUNCATED = -1, -2, -3
 

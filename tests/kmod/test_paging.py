@@ -8,8 +8,9 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from page_tables import BY_NAME, CR0_PG, CR4_PAE, EFER_LMA, EFER_NXE, GIB1, KIB4, MIB2, MIB4, MODES, Mode, PageTables
-from pure_library import PAGE, Guest, Memory, Pure
+
+from tests.kmod.page_tables import BY_NAME, CR0_PG, CR4_PAE, EFER_LMA, EFER_NXE, GIB1, KIB4, MIB2, MIB4, MODES, Mode, PageTables
+from tests.kmod.pure_library import PAGE, Guest, Memory, Pure
 
 U64 = st.integers(0, 2**64 - 1)
 EVERY_MODE = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)

@@ -11,8 +11,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from page_tables import BY_NAME, CR0_PE, EFER_LMA, MIB4, MODES, Mode, PageTables
-from pure_library import PAGE, Guest, Memory, Pure
+
+from tests.kmod.page_tables import BY_NAME, CR0_PE, EFER_LMA, MIB4, MODES, Mode, PageTables
+from tests.kmod.pure_library import PAGE, Guest, Memory, Pure
 
 # Numbers of the registers in QEMU's gdbstub for x86-64 (gdb-xml/i386-64bit.xml).
 CR0, CR3, CR4, EFER = 27, 29, 30, 32

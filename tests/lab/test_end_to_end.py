@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -212,22 +210,13 @@ def test_go_pprof_reads_it(recorded: Recorded, tmp_path: Path) -> None:
     assert re.search(r"gamma\n", peek), peek
 
 
-def test_stackcollapse_reads_it(recorded: Recorded, tmp_path: Path) -> None:
+def test_stackcollapse_reads_it(recorded: Recorded, tmp_path: Path, stackcollapse: list[str]) -> None:
     script = convert(recorded, "--script", cwd=tmp_path).stdout
-    collapsed = subprocess.run(["perl", stackcollapse(), "--all"], input=script, capture_output=True, check=True).stdout.decode()
+    collapsed = subprocess.run([*stackcollapse, "--all"], input=script, capture_output=True, check=True).stdout.decode()
     folded = convert(recorded, "--folded", "--weight", "period", cwd=tmp_path).stdout.decode()
     total = [sum(int(line.rpartition(" ")[2]) for line in text.splitlines()) for text in (collapsed, folded)]
     assert total[0] == total[1] == read_perf_data(RecordingPaths(recorded.path).perf_data).samples.period.sum()
     assert re.search(r";main;work;beta;gamma;leaf_c \d+$", collapsed, re.MULTILINE)
-
-
-def stackcollapse() -> Path:
-    """FlameGraph's program: where PERFGUEST_FLAMEGRAPH says, or on the PATH."""
-    path = os.pathsep.join([os.environ.get("PERFGUEST_FLAMEGRAPH", ""), os.environ["PATH"]])
-    found = shutil.which("stackcollapse-perf.pl", path=path)
-    if not found:
-        pytest.skip("FlameGraph's stackcollapse-perf.pl is neither in the directory that PERFGUEST_FLAMEGRAPH names nor on the PATH")
-    return Path(found)
 
 
 def test_chrome_trace_names_guest_functions(recorded: Recorded, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import profiles
 import pytest
 
 from perfguest.perf_plugin import install
 from perfguest.writers import perf_script
+from tests import profiles
 
 # Python runs a module of this name at its start, in perf too: it stands in for the conversion.
 _CONVERSION = """

@@ -225,7 +225,7 @@ class TestGuestKernel:
     @settings(max_examples=100, deadline=None)
     @given(data=st.binary(max_size=300), lines=st.lists(st.tuples(st.integers(0, 2**64 - 1), st.text(max_size=20)), max_size=10))
     def test_garbage_lists(self, data: bytes, lines: list[tuple[int, str]], tmp_path_factory: pytest.TempPathFactory) -> None:
-        path = tmp_path_factory.getbasetemp() / "garbage"
+        path = tmp_path_factory.mktemp("lists") / "garbage"
         text = "".join(f"{address:016x} T {name}\n" for address, name in lines).encode()
         path.write_bytes(b"ffffffff81000080 T entry_SYSCALL_64\n" + text + data)
         try:

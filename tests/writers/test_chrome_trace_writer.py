@@ -8,15 +8,15 @@ import json
 from collections import defaultdict
 from typing import Any
 
-import profiles
 import pytest
 from hypothesis import given, settings
-from profiles import Frame, ProfileBuilder
 
 from perfguest.profile import Mapping, Mode, Profile
 from perfguest.writers import chrome_trace
 from perfguest.writers.chrome_trace import HOST_CPUS_PID
 from perfguest.writers.columns import display_names
+from tests import profiles
+from tests.profiles import Frame, ProfileBuilder
 
 Sample = tuple[int, tuple[str, ...]]
 

@@ -7,13 +7,13 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-import profiles
 import pytest
 from hypothesis import given, settings
 
 from perfguest.errors import UsageError
 from perfguest.profile import Mode, Profile
 from perfguest.writers import folded, perf_script
+from tests import profiles
 
 
 def _lines(profile: Profile, weight: folded.Weight = "samples") -> list[str]:

@@ -6,14 +6,14 @@ import re
 import subprocess
 from pathlib import Path
 
-import profiles
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from profiles import Frame, ProfileBuilder
 
 from perfguest.profile import Mapping, Mode, Profile
 from perfguest.writers import perf_script
+from tests import profiles
+from tests.profiles import Frame, ProfileBuilder
 
 _FIELDS = "comm,pid,tid,cpu,time,period,event,ip,sym,symoff,dso"
 # Works for its time in the kernel and in user code, and ends by itself.

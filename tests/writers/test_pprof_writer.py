@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import profiles
 import pytest
 from hypothesis import given, settings
-from profiles import Frame, ProfileBuilder
 
 from perfguest.profile import Mapping, Mode, Profile
 from perfguest.proto import profile_pb2 as pb
 from perfguest.writers import pprof
+from tests import profiles
+from tests.profiles import Frame, ProfileBuilder
 
 
 def _write(profile: Profile, path: Path) -> Path:

@@ -5,9 +5,9 @@ import re
 
 import pytest
 from hypothesis import given, settings
-from profiles import hostile_text
 
 from perfguest.writers.text import escape
+from tests.profiles import hostile_text
 
 
 @pytest.mark.parametrize(
