@@ -12,6 +12,7 @@
 #include "control.h"
 #include "sample.h"
 #include "stream.h"
+#include "task.h"
 #include "trigger.h"
 #include "vcpu.h"
 #include "vms.h"
@@ -330,6 +331,34 @@ static const struct file_operations pg_pids_fops = {
 	.release = single_release,
 };
 
+/* "VM_ID CURRENT PID TGID COMM START STACK": see struct pg_task_layout. VM_ID alone forgets. */
+static ssize_t pg_tasks_write(struct file *file, const char __user *from, size_t count,
+			      loff_t *pos)
+{
+	struct pg_task_layout layout;
+	char text[160] = {}, *rest;
+	unsigned int vm_id;
+	int ret;
+
+	if (count >= sizeof(text))
+		return -EINVAL;
+	if (copy_from_user(text, from, count))
+		return -EFAULT;
+	rest = strim(text);
+	if (kstrtouint(strsep(&rest, " "), 0, &vm_id))
+		return -EINVAL;
+	ret = pg_task_layout_parse(rest ?: "", &layout);
+	if (ret)
+		return ret;
+	return pg_vms_tell_tasks(vm_id, &layout) ?: count;
+}
+
+static const struct file_operations pg_tasks_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.write = pg_tasks_write,
+};
+
 static int pg_stats_show(struct seq_file *seq, void *unused)
 {
 	struct pg_counts counts;
@@ -365,6 +394,7 @@ void pg_control_init(struct dentry *dir)
 		debugfs_create_file(pg_choices[i].file, 0600, dir, (void *)&pg_choices[i],
 				    &pg_choice_fops);
 	debugfs_create_file("pids", 0600, dir, NULL, &pg_pids_fops);
+	debugfs_create_file("tasks", 0200, dir, NULL, &pg_tasks_fops);
 	debugfs_create_file("stats", 0400, dir, NULL, &pg_stats_fops);
 	debugfs_create_file("enable", 0600, dir, NULL, &pg_enable_fops);
 }

@@ -10,6 +10,7 @@
 #include "guest_mem.h"
 #include "sample.h"
 #include "stream.h"
+#include "task.h"
 #include "vcpu.h"
 #include "vms.h"
 
@@ -28,6 +29,7 @@ struct pg_builder {
 	u8 *at;			/* where the next section goes */
 	struct pg_guest_mem *mem;
 	const struct pg_vcpu_state *state;
+	u64 task_stack;		/* the lowest address of the running task's stack; 0: not known */
 	/* Of the guest's user program, also while its kernel runs for it. */
 	struct pg_user_regs user;
 	bool has_user;
@@ -101,6 +103,14 @@ static void pg_add_kernel_copy(struct pg_builder *b, enum pg_section_kind kind, 
 		pg_add_copy(b, kind, sp, size, size == top - sp ? PG_END_STACK_TOP : PG_END_FULL);
 }
 
+/* Known for sure if the task is, else where a user program's registers are on top. */
+static bool pg_on_task_stack(struct pg_builder *b, u64 sp)
+{
+	if (b->task_stack)
+		return sp - b->task_stack < PG_GUEST_STACK;
+	return !pg_find_user_regs(&b->mem->virt, sp, &b->user);
+}
+
 /*
  * Linux keeps the stack pointer of the interrupted stack in the topmost word of
  * its interrupt stack (arch/x86/include/asm/irq_stack.h), which is mapped page
@@ -116,7 +126,7 @@ static u64 pg_interrupted_sp(struct pg_builder *b, u64 sp, u64 *top)
 			return 0;
 		/* Not a pointer to what is near: that is a frame or a variable of this stack. */
 		if (word >> 63 && !(word & 7) && word - (sp - PG_GUEST_STACK) > 2 * PG_GUEST_STACK &&
-		    !pg_find_user_regs(&b->mem->virt, word, &b->user)) {
+		    pg_on_task_stack(b, word)) {
 			*top = end;
 			return word;
 		}
@@ -132,7 +142,7 @@ static void pg_add_kernel_stacks(struct pg_builder *b, u64 sp)
 		b->has_user = !pg_find_user_regs(&b->mem->virt, sp, &b->user);
 	if (!b->has_user) {
 		task_sp = pg_interrupted_sp(b, sp, &top);
-		b->has_user = task_sp;
+		b->has_user = task_sp && !pg_find_user_regs(&b->mem->virt, task_sp, &b->user);
 	}
 	pg_add_kernel_copy(b, PG_SECTION_STACK_KERNEL, sp, top);
 	if (task_sp)
@@ -242,13 +252,15 @@ static void pg_take(const struct pg_hit *hit, bool deferred)
 	struct pg_vcpu_state state;
 	struct pg_guest_mem mem;
 	struct pg_builder b = { .mem = &mem, .state = &state };
+	struct pg_task_layout tasks;
 	u32 vm_id;
 
 	pg_vcpu_read(hit->vcpu, &state);
 	if (deferred)
 		state.flags |= PG_SAMPLE_DEFERRED;
 	pg_guest_mem_begin(&mem, hit->vcpu->kvm, &state);
-	vm_id = pg_vms_note(&mem, hit->time, state.flags & PG_SAMPLE_NESTED ? 0 : state.lstar);
+	vm_id = pg_vms_note(&mem, hit->time, state.flags & PG_SAMPLE_NESTED ? 0 : state.lstar,
+			    &tasks);
 	b.sample = pg_stream_reserve(pg_sample_room);
 	if (!b.sample) {
 		pg_stream_count_no_room();
@@ -256,8 +268,10 @@ static void pg_take(const struct pg_hit *hit, bool deferred)
 	}
 	pg_fill(b.sample, hit, vm_id, &state);
 	b.at = (u8 *)(b.sample + 1);
-	if (pg_readable(&state))
+	if (pg_readable(&state)) {
+		b.task_stack = pg_task_read(&mem.virt, &state, &tasks, b.sample);
 		pg_add_guest(&b);
+	}
 	b.sample->header.size = b.at - (u8 *)b.sample;
 	pg_stream_commit(b.sample->header.size, true);
 end:

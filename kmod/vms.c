@@ -9,6 +9,7 @@
 #include "compat.h"
 #include "guest_mem.h"
 #include "stream.h"
+#include "task.h"
 #include "vms.h"
 
 #define PG_VM_BITS	10
@@ -22,6 +23,7 @@ struct pg_vm_entry {
 	u64 generation;
 	u64 lstar;
 	bool told;		/* a record with what stands here was written */
+	struct pg_task_layout tasks;
 };
 
 static struct pg_vm_entry pg_vm_table[PG_MAX_VMS];
@@ -110,17 +112,37 @@ static bool pg_vm_tell(const struct pg_vm_entry *entry, struct pg_guest_mem *mem
 	return true;
 }
 
-u32 pg_vms_note(struct pg_guest_mem *mem, u64 time, u64 lstar)
+int pg_vms_tell_tasks(u32 vm_id, const struct pg_task_layout *tasks)
+{
+	unsigned long flags;
+	int i, ret = -ENOENT;
+
+	raw_spin_lock_irqsave(&pg_vm_lock, flags);
+	for (i = 0; i < PG_MAX_VMS && ret; i++) {
+		if (pg_vm_table[i].kvm && pg_vm_table[i].id == vm_id) {
+			pg_vm_table[i].tasks = *tasks;
+			ret = 0;
+		}
+	}
+	raw_spin_unlock_irqrestore(&pg_vm_lock, flags);
+	return ret;
+}
+
+u32 pg_vms_note(struct pg_guest_mem *mem, u64 time, u64 lstar, struct pg_task_layout *tasks)
 {
 	u64 generation = mem->slots->generation & ~KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS;
 	struct pg_vm_entry *entry;
 	u32 id = 0;
 
+	tasks->told = false;
 	raw_spin_lock(&pg_vm_lock);
 	entry = pg_vm_find(mem->kvm, generation);
 	if (!entry)
 		goto unlock;
 	id = entry->id;
+	/* Another syscall entry is another kernel, of which nothing was told yet. */
+	if (lstar && entry->lstar != lstar)
+		entry->tasks.told = false;
 	if (entry->generation != generation || (lstar && entry->lstar != lstar))
 		entry->told = false;
 	if (!entry->told) {
@@ -129,6 +151,7 @@ u32 pg_vms_note(struct pg_guest_mem *mem, u64 time, u64 lstar)
 			entry->lstar = lstar;
 		entry->told = pg_vm_tell(entry, mem, time);
 	}
+	*tasks = entry->tasks;
 unlock:
 	raw_spin_unlock(&pg_vm_lock);
 	return id;
