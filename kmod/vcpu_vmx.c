@@ -78,6 +78,7 @@ static void pg_vmx_read_cr3(struct kvm_vcpu *vcpu, struct pg_vcpu_state *state)
 
 void pg_vmx_read(struct kvm_vcpu *vcpu, struct pg_vcpu_state *state)
 {
+	const u64 syscall = EFER_LMA | EFER_SCE;
 	u64 cs, ss;
 
 	if (!pg_vmx_cached(vcpu, VCPU_REGS_RSP) &&
@@ -89,7 +90,8 @@ void pg_vmx_read(struct kvm_vcpu *vcpu, struct pg_vcpu_state *state)
 	    !pg_vmx_control_register(GUEST_CR4, vcpu->arch.cr4_guest_owned_bits, &state->cr4))
 		return;
 	state->flags |= PG_SAMPLE_REGS;
-	if (ss >> PG_AR_DPL_SHIFT & PG_AR_DPL_MASK)
+	/* Without unrestricted guests KVM runs real mode as virtual-8086 mode, with a DPL of 3. */
+	if (state->cr0 & X86_CR0_PE && ss >> PG_AR_DPL_SHIFT & PG_AR_DPL_MASK)
 		state->flags |= PG_SAMPLE_USER;
 	if (state->flags & PG_SAMPLE_LONG_MODE && cs & PG_AR_L)
 		state->flags |= PG_SAMPLE_CODE64;
@@ -102,6 +104,7 @@ void pg_vmx_read(struct kvm_vcpu *vcpu, struct pg_vcpu_state *state)
 	/* KVM leaves these in the CPU until the thread returns to user space or sleeps. */
 	if (!pg_rdmsr_safe(MSR_KERNEL_GS_BASE, &state->kernel_gs_base))
 		state->flags |= PG_SAMPLE_KERNEL_GS;
-	if (pg_rdmsr_safe(MSR_LSTAR, &state->lstar))
+	/* This one too, but only while the guest can use it; else it is the host's. */
+	if ((state->efer & syscall) != syscall || pg_rdmsr_safe(MSR_LSTAR, &state->lstar))
 		state->lstar = 0;
 }
