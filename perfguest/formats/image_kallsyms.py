@@ -32,7 +32,7 @@ U64 = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
 
 #: More symbols than any kernel has; seqs_of_names has 24 bits for them.
-MAX_SYMBOLS = 1 << 24
+MAX_SYMBOLS = 1 << 20
 
 _DIGITS = re.compile(b"".join(b"%d\\x00" % digit for digit in range(10)))
 _MIN_MARKERS = 8

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The symbols of a guest's kernel, decoded from its image in memory.
+
+``perfguest.formats.image_kallsyms`` finds the tables by their structure; all of them stand near each other in the read-only data. vmcoreinfo says where from
+Linux commit f09bddbd8661 ("vmcoreinfo: add kallsyms_num_syms symbol"), v6.0, on; before, the row of the ten digits in the table of tokens leads there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from perfguest.errors import FormatError
+from perfguest.formats.image_kallsyms import ImageSymbols, decode_kallsyms
+from perfguest.guest.image import KernelImage
+from perfguest.guest.vmcoreinfo import VmcoreInfo
+
+U64 = npt.NDArray[np.uint64]
+
+#: So far the other tables are from the table of tokens at most, in bytes: in Debian's kernels not half of it.
+BEFORE, BEHIND = 8 << 20, 4 << 20
+#: All names together, spelled, take no more.
+MAX_SPELLED = 128 << 20
+
+_DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
+_MAX_TRIES = 4
+# The row of digits is so near to the begin of the table at least, as tokens are pieces of names.
+_TOKENS_SIZE = 1 << 13
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """Symbols as ``/proc/kallsyms`` has them: ``addresses`` (uint64, as in memory, ascending), ``types`` (one letter each), ``names``."""
+
+    addresses: U64
+    types: bytes
+    names: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def _places(self) -> dict[bytes, int]:
+        # The first of a name stays, as in the kernel's own lookup.
+        return dict(zip(reversed(self.names), range(len(self.names) - 1, -1, -1), strict=True))
+
+    def place_of(self, name: str) -> int | None:
+        """The place of the first symbol with this name."""
+        return self._places.get(name.encode(errors="replace"))
+
+    def address_of(self, name: str) -> int | None:
+        """The address of the first symbol with this name."""
+        place = self.place_of(name)
+        return None if place is None else int(self.addresses[place])
+
+    def at(self, address: int) -> list[bytes]:
+        """The names of the symbols at just this address."""
+        key = np.uint64(address & (1 << 64) - 1)
+        first, last = np.searchsorted(self.addresses, [key, key], "left")[0], np.searchsorted(self.addresses, key, "right")
+        return self.names[int(first) : int(last)]
+
+    def before(self, address: int) -> int | None:
+        """The place of the last symbol that is not behind the address."""
+        place = int(np.searchsorted(self.addresses, np.uint64(address & (1 << 64) - 1), "right")) - 1
+        return place if place >= 0 else None
+
+
+NO_SYMBOLS = Symbols(np.empty(0, np.uint64), b"", [])
+
+
+def read_symbols(image: KernelImage, info: VmcoreInfo | None, lstar: int) -> Symbols:
+    """The symbols of the kernel with this image. One of them is at LSTAR. Raises :class:`FormatError` if there are none, or none that make sense."""
+    reason = FormatError("no kernel symbol table in its memory")
+    for tokens in islice(_token_tables(image, info), _MAX_TRIES):
+        start = max(0, tokens - BEFORE)
+        try:
+            symbols = _decode(bytes(image.data[start : tokens + BEHIND]), image.base + start, image.base)
+        except FormatError as error:
+            reason = error
+            continue
+        if symbols.at(lstar):
+            return symbols
+        reason = FormatError("its kernel symbol table has nothing at the syscall entry")
+    raise reason
+
+
+def _token_tables(image: KernelImage, info: VmcoreInfo | None) -> Iterator[int]:
+    """Offsets in the image of what may be in the table of tokens."""
+    told = info.symbol("kallsyms_token_table") if info else None
+    first = -1
+    if told is not None and image.base <= told < image.end:
+        first = image.data.find(_DIGITS, told - image.base, told - image.base + _TOKENS_SIZE)
+        if first >= 0:
+            yield first
+    at = image.data.find(_DIGITS)
+    while at >= 0:
+        if at != first:
+            yield at
+        at = image.data.find(_DIGITS, at + len(_DIGITS))
+
+
+def _decode(data: bytes, address: int, text: int) -> Symbols:
+    _check_size(data)
+    decoded: ImageSymbols = decode_kallsyms(data, address, text, "the guest's kernel")
+    names = "\0".join(decoded.names).encode().split(b"\0") if decoded.names else []
+    return Symbols(decoded.address, decoded.kind.tobytes(), names)
+
+
+def _check_size(data: bytes) -> None:
+    # Names are rows of bytes that each stand for a token: whichever of the bytes are names, they do not spell more than all of them.
+    counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
+    at = data.find(_DIGITS)
+    while at >= 0:
+        tokens = data[max(0, at - (1 << 14)) : at].split(b"\0")[-49:-1]
+        tokens = [b""] * (48 - len(tokens)) + tokens + data[at : at + (1 << 16)].split(b"\0", 208)[:208]
+        lengths = np.array([len(token) for token in tokens])
+        if int(lengths @ counts[: len(lengths)]) > MAX_SPELLED:
+            raise FormatError("its kernel's symbols have names of endless length")
+        at = data.find(_DIGITS, at + 1)

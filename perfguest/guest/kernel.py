@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running guest's Linux kernel, opened from CR3 and LSTAR alone.
+
+How far that comes is the kernel's ``level``: "processes" with symbols and types, "symbols" without types (no BTF, or none that fits), "addresses"
+without symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from perfguest.errors import FormatError, PerfguestError
+from perfguest.guest.image import START_KERNEL_MAP, KernelImage, build_id_note, read_image
+from perfguest.guest.kallsyms import NO_SYMBOLS, Symbols, read_symbols
+from perfguest.guest.memory import GuestFault, GuestMemory
+from perfguest.guest.orc import ENTRY_SIZE, read_orc
+from perfguest.guest.task_layout import TaskLayout, read_task_layout
+from perfguest.guest.vmcoreinfo import VmcoreInfo, find_vmcoreinfo, kernel_page_tables, release_of
+from perfguest.proto import guest_pb2
+
+if TYPE_CHECKING:
+    import drgn
+
+try:
+    from perfguest.guest import modules, program
+except ImportError as error:
+    if error.name not in {"drgn", "_drgn"}:
+        raise
+    _HAS_DRGN = False
+else:
+    _HAS_DRGN = True
+
+FORMAT_VERSION = 1
+#: So many of the registers that were recorded are tried: those of processes that are gone lead nowhere.
+MAX_HINTS = 64
+# So many of them must agree that a kernel has neither symbols nor vmcoreinfo, or hides its page tables, before that is believed.
+_AGREEING = 3
+_MAX_TEXT = 64 << 20
+_LEVELS = ("addresses", "symbols", "processes")
+_NO_TABLES = "its kernel's own page tables cannot be found"
+# Of a user page table with page-table isolation: the kernel's is the page before (arch/x86/entry/calling.h).
+_USER_TABLE = 1 << 12
+# Where CONFIG_PHYSICAL_START has the kernel, if KASLR does not.
+_DEFAULT_BASE = START_KERNEL_MAP + (16 << 20)
+
+__all__ = ["GuestUnreadable", "LiveKernel", "Symbols", "TaskLayout", "open_kernel"]
+
+
+class GuestUnreadable(PerfguestError):
+    """Nothing can be told of a guest's kernel. ``reason`` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass
+class LiveKernel:
+    """A guest's kernel while it runs. ``text``: addresses of its code's begin and end, in memory."""
+
+    memory: GuestMemory
+    release: str
+    build_id: bytes
+    kaslr_offset: int
+    lstar: int
+    #: Of the kernel's own page tables (swapper_pg_dir), guest-physical; of a process's where those are not known.
+    kernel_cr3: int
+    symbols: Symbols
+    prog: drgn.Program | None
+    level: str
+    reason: str
+    info: VmcoreInfo | None
+    text: tuple[int, int]
+
+    def address_of(self, name: str) -> int | None:
+        """Address in memory of the first of the kernel's symbols with this name; that of a per-CPU variable as ``/proc/kallsyms`` has it."""
+        return self.symbols.address_of(name)
+
+    def read(self, gva: int, size: int) -> bytes:
+        """Kernel memory, by the kernel's own page tables. Raises :class:`GuestFault`."""
+        return self.memory.read_virtual(self.kernel_cr3, gva, size)
+
+    def kernel_proto(self) -> guest_pb2.Kernel:
+        """What is the same in every guest with this kernel, at the addresses it was linked at. What cannot be read is left out."""
+        result = guest_pb2.Kernel(format_version=FORMAT_VERSION, release=self.release, build_id=self.build_id, has_btf=self.prog is not None)
+        if not len(self.symbols):
+            return result
+        addresses, offset = self.symbols.addresses, np.uint64(self.kaslr_offset)
+        result.symbols.addresses = np.where(addresses >> np.uint64(63) == 1, addresses - offset, addresses).astype("<u8").tobytes()
+        result.symbols.types = self.symbols.types
+        result.symbols.names = b"".join(name + b"\0" for name in self.symbols.names)
+        try:
+            start, end = self.text
+            result.text.add(address=start - self.kaslr_offset, data=self.read(start, min(end - start, _MAX_TEXT)))
+            if (orc := self._orc()) is not None:
+                result.orc.CopyFrom(orc)
+        except (GuestFault, FormatError):
+            return result
+        return result
+
+    def vm_kernel_proto(self, vm_pid: int, vm_id: int, time: int) -> guest_pb2.VmKernel:
+        """What this guest's kernel has of its own: where it is, its modules and BPF programs as they are now. ``time``: of the recording's clock, ns."""
+        problems: list[str] = [self.reason] if self.reason else []
+        result = guest_pb2.VmKernel(vm_pid=vm_pid, vm_id=vm_id, time=time, kernel=self.build_id.hex(), kaslr_offset=self.kaslr_offset, lstar=self.lstar)
+        if self.prog is not None:
+            result.modules.extend(modules.read_modules(self.prog, problems))
+            result.bpf.CopyFrom(modules.read_bpf(self.prog, problems))
+        result.level, result.reason = self.level, "; ".join(problems[:8])
+        return result
+
+    def task_layout(self) -> TaskLayout | None:
+        """Where the module finds the running task, or None where types do not tell."""
+        return read_task_layout(self.prog, self.symbols) if self.prog is not None else None
+
+    def _orc(self) -> guest_pb2.Orc | None:
+        names = ("__start_orc_unwind_ip", "__stop_orc_unwind_ip", "__start_orc_unwind", "__stop_orc_unwind")
+        places, places_end, entries, entries_end = (self.address_of(name) or 0 for name in names)
+        count = (places_end - places) // 4
+        if not places or not entries or (entries_end - entries) // ENTRY_SIZE != count:
+            return None
+        return read_orc(self.read, places, entries, count, self.kaslr_offset)
+
+
+def open_kernel(memory: GuestMemory, hints: Iterable[tuple[int, int]], la57: bool = False) -> LiveKernel:
+    """Opens the kernel of a guest. ``hints``: (CR3, LSTAR) of its vCPUs, best first; ``la57``: its page tables have five levels, as far as is known.
+
+    Sets ``memory.la57``. Raises :class:`GuestUnreadable` if none of the hints leads to a Linux kernel.
+    """
+    best: tuple[LiveKernel, bool] | None = None
+    poor, reason = 0, "no register of its CPUs is known"
+    for cr3, lstar in islice(hints, MAX_HINTS):
+        for levels, table in _tables(cr3, la57):
+            memory.la57 = levels
+            try:
+                kernel = _open(memory, table, lstar)
+            except (GuestFault, FormatError) as fault:
+                reason = fault.message
+                continue
+            if best is None or _LEVELS.index(kernel.level) > _LEVELS.index(best[0].level):
+                best = kernel, levels
+            poor += 1
+            break
+        if best is not None and (_is_sure(best[0]) or poor >= _AGREEING):
+            break
+    if best is None:
+        raise GuestUnreadable(f"no Linux kernel in the guest's memory: {reason}")
+    kernel, memory.la57 = best
+    return kernel
+
+
+def _is_sure(kernel: LiveKernel) -> bool:
+    # Page tables that were given to others while the image was read would show neither symbols nor vmcoreinfo, or not the kernel's own page tables.
+    return (len(kernel.symbols) > 0 or kernel.info is not None) and kernel.reason != _NO_TABLES
+
+
+def _tables(cr3: int, la57: bool) -> list[tuple[bool, int]]:
+    """(whether it has five levels, address) of the page tables that CR3 may mean."""
+    tables = [cr3, cr3 ^ _USER_TABLE] if cr3 & _USER_TABLE else [cr3]
+    return [(levels, table) for levels in (la57, not la57) for table in tables]
+
+
+def _open(memory: GuestMemory, cr3: int, lstar: int) -> LiveKernel:
+    image = read_image(memory, cr3, lstar)
+    info = find_vmcoreinfo(memory, cr3, image)
+    try:
+        symbols, reason = read_symbols(image, info, lstar), ""
+    except FormatError as error:
+        symbols, reason = NO_SYMBOLS, error.message
+    except MemoryError:
+        symbols, reason = NO_SYMBOLS, "its kernel's symbols take too much memory"
+    swapper = (info.symbol("swapper_pg_dir") if info else None) or symbols.address_of("swapper_pg_dir") or symbols.address_of("init_top_pgt")
+    own = kernel_page_tables(memory, cr3, swapper, image) if swapper else None
+    if own is None and info is None and not len(symbols):
+        raise FormatError("what is at the syscall entry has neither symbols nor vmcoreinfo")
+    kernel = LiveKernel(
+        memory,
+        release=release_of(image, info, symbols.address_of("linux_banner")),
+        build_id=(info.build_id if info else b"") or _build_id(image, symbols),
+        kaslr_offset=_kaslr_offset(image, info),
+        lstar=lstar,
+        kernel_cr3=cr3 if own is None else own,
+        symbols=symbols,
+        prog=None,
+        level="symbols" if len(symbols) else "addresses",
+        reason=reason,
+        info=info,
+        text=(symbols.address_of("_stext") or image.base, symbols.address_of("_etext") or image.base),
+    )
+    if len(symbols):
+        _add_types(kernel, image, own)
+    return kernel
+
+
+def _add_types(kernel: LiveKernel, image: KernelImage, own: int | None) -> None:
+    """Makes the kernel's drgn program, or says why there is none."""
+    if not _HAS_DRGN:
+        kernel.reason = "drgn is not installed (pip install 'perfguest[record]')"
+    elif own is None:
+        kernel.reason = _NO_TABLES
+    else:
+        try:
+            kernel.prog = program.open_program(program.Source(kernel.memory, image, kernel.info, kernel.symbols, own, kernel.kaslr_offset))
+        except (FormatError, GuestFault) as error:
+            kernel.reason = error.message
+        else:
+            kernel.level = "processes"
+
+
+def _kaslr_offset(image: KernelImage, info: VmcoreInfo | None) -> int:
+    told = info.hexadecimal("KERNELOFFSET") if info else None
+    if told is not None and not told % (1 << 20) and START_KERNEL_MAP <= image.base - told <= image.base:
+        return told
+    return image.base - _DEFAULT_BASE
+
+
+def _build_id(image: KernelImage, symbols: Symbols) -> bytes:
+    """Out of the notes in the image."""
+    start, stop = symbols.address_of("__start_notes"), symbols.address_of("__stop_notes")
+    notes = (image.read(start, stop - start) or b"") if start and stop and 0 < stop - start <= 1 << 16 else b""
+    return build_id_note(notes)

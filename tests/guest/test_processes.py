@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes and binaries of a running guest, against what the guest's own /proc says of them and against the files that it runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from perfguest.guest import mappings, processes
+from perfguest.guest.binaries import FileHandle, read_binary
+from perfguest.guest.kernel import GuestUnreadable, LiveKernel, open_kernel
+from perfguest.guest.notes import build_id
+from perfguest.proto import guest_pb2
+from tests.guest.emulated import KERNELS, EmulatedGuest
+
+_MODES = ("maps", "many", "perf_map", "title", "threads", "group", "inside", "script")
+# QEMU 7.2 gives wrong flags after cmpxchg16b now and then, which newer kernels do not survive.
+_CPU = "max,la57=off,cx16=off"
+# In the guest: everything that its /proc says of each process, one after the other.
+_ALL = (
+    "for p in /proc/[0-9]*; do echo PROCESS ${p#/proc/}; cat $p/stat; echo COMM; cat $p/comm; echo STATUS; cat $p/status; echo CGROUP; cat $p/cgroup;"
+    " echo COMMAND; cat $p/cmdline; echo; echo MAPS; cat $p/maps; echo END; done 2>/dev/null"
+)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the guest's /proc says of a process. ``maps``: (start, end, offset, executable, inode, path)."""
+
+    ticks: int
+    comm: bytes
+    namespace_pid: int
+    cgroup: bytes
+    command: bytes
+    maps: list[tuple[int, int, int, bool, int, bytes]]
+
+
+@dataclass(frozen=True)
+class Running:
+    guest: EmulatedGuest
+    kernel: LiveKernel
+    files: dict[str, tuple[int, bytes]]
+    #: What each mode of the puzzle runs as.
+    pids: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def puzzle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("puzzle") / "puzzle"
+    source = Path(__file__).with_name("processes_puzzle.c")
+    subprocess.run(["gcc", "-O1", "-pthread", "-Wl,--build-id", "-o", program, source], check=True)
+    return program
+
+
+@pytest.fixture(scope="module", params=KERNELS, ids=lambda path: Path(path).name)
+def running(request: pytest.FixtureRequest, puzzle: Path) -> Iterator[Running]:
+    files = _with_libraries({"/usr/bin/puzzle": puzzle, "/usr/bin/perl": Path("/usr/bin/perl")})
+    files |= {f"/image{path}": file for path, file in files.items()} | {"/image/tmp/.keep": (0o644, b""), "/cgroups/.keep": (0o644, b"")}
+    with EmulatedGuest(request.param, files=files, modules=_overlay(request.param), cpu=_CPU) as guest:
+        guest.run("mkdir -p /merged /layers; mount -t tmpfs layers /layers; mkdir /layers/upper /layers/work; mount -t cgroup2 cgroups /cgroups")
+        guest.run("mkdir -p /cgroups/machine.slice/unit; echo kept >/tmp/plain")
+        for mode in ("maps", "many", "perf_map", "title", "threads"):
+            guest.run(f"/usr/bin/puzzle {mode} /tmp/ready.{mode} &")
+        guest.run("(echo 0 >/cgroups/machine.slice/unit/cgroup.procs; exec /usr/bin/puzzle group /tmp/ready.group) &")
+        overlay = "mount -t overlay -o lowerdir=/image,upperdir=/layers/upper,workdir=/layers/work overlay /merged"
+        guest.run(overlay if _overlay(request.param) else "mount --bind /image /merged")
+        guest.run("unshare -p -f chroot /merged /usr/bin/puzzle perf_map /tmp/ready.inside &")
+        guest.run('/usr/bin/perl -e \'open my $f, ">", "/tmp/ready.script"; close $f; sleep\' a b &')
+        for mode in _MODES:
+            path = "/merged/tmp/ready.inside" if mode == "inside" else f"/tmp/ready.{mode}"
+            guest.run(f"i=0; until [ -e {path} ] || [ $i = 300 ]; do i=$((i+1)); usleep 100000; done; [ -e {path} ]")
+        yield Running(guest, open_kernel(guest.memory(), guest.hints()), files, _pids(guest))
+
+
+def _overlay(kernel: str) -> tuple[str, ...]:
+    release = Path(kernel).name.removeprefix("vmlinuz-")
+    root = Path(kernel).resolve().parent.parent
+    trees = (Path("/lib/modules"), root / "lib/modules", root / "usr/lib/modules")
+    return ("overlay",) if any((tree / release / "modules.dep").exists() for tree in trees) else ()
+
+
+def _pids(guest: EmulatedGuest) -> dict[str, int]:
+    names = {"perl": "script", "odd \x1b[1m na:": "title", **{mode: mode for mode in _MODES}}
+    lines = guest.run("for p in /proc/[0-9]*; do echo ${p#/proc/} $(cat $p/comm); done 2>/dev/null", status=None).decode().splitlines()
+    found = {names[name]: int(pid) for pid, _, name in (line.partition(" ") for line in lines) if name in names}
+    assert set(found) == set(_MODES)
+    return found
+
+
+def _with_libraries(programs: dict[str, Path]) -> dict[str, tuple[int, bytes]]:
+    files = {path: (0o755, source.read_bytes()) for path, source in programs.items()}
+    for source in programs.values():
+        listing = subprocess.run(["ldd", source], check=True, capture_output=True, text=True).stdout
+        files |= {path: (0o755, Path(path).read_bytes()) for path in re.findall(r"(/\S+) \(0x", listing)}
+    return files
+
+
+def _told(guest: EmulatedGuest) -> dict[int, Told]:
+    return {told[0]: told[1] for part in re.split(rb"^PROCESS ", guest.run(_ALL), flags=re.M)[1:] if b"\nEND\n" in part for told in [_parse(part)]}
+
+
+def _parse(text: bytes) -> tuple[int, Told]:
+    head, comm, status, cgroup, command, maps = re.split(rb"^(?:COMM|STATUS|CGROUP|COMMAND|MAPS)\n", text, maxsplit=5, flags=re.M)
+    lines = []
+    for line in maps.partition(b"END\n")[0].splitlines():
+        match = re.fullmatch(rb"(\w+)-(\w+) (\S+) (\w+) \S+ (\d+) *(.*)", line)
+        assert match, line
+        start, end, permissions, offset, inode, path = match.groups()
+        lines.append((int(start, 16), int(end, 16), int(offset, 16), permissions[2:3] == b"x", int(inode), path))
+    names = re.search(rb"^NSpid:.*?(\d+)$", status, re.M)
+    group = re.search(rb"^0::(.*)$", cgroup, re.M)
+    assert names and group
+    number, stat = head.split(b"\n", 1)
+    ticks = int(stat[stat.rindex(b")") + 2 :].split()[19])
+    return int(number), Told(ticks, comm.removesuffix(b"\n"), int(names[1]), group[1], command.removesuffix(b"\n").split(b"\0")[0], lines)
+
+
+def _maps(process: guest_pb2.Process) -> list[tuple[int, int, int, bool, int, bytes]]:
+    return [(m.start, m.end, m.offset, m.executable, m.inode, m.path) for m in process.mappings]
+
+
+def _key_of(process: guest_pb2.Process, path: bytes) -> str:
+    return next(m.binary for m in process.mappings if m.path == path and m.executable)
+
+
+def test_all_processes_are_as_the_guests_proc_has_them(running: Running) -> None:
+    before = _told(running.guest)
+    read = {process.tgid: process for process in processes.read_all_processes(running.kernel)}
+    after = _told(running.guest)
+    steady = [tgid for tgid in before if tgid in after and before[tgid] == after[tgid]]
+    assert set(running.pids.values()) <= set(steady)
+    assert len(steady) > 30
+    for tgid in steady:
+        told, process = before[tgid], read[tgid]
+        maps = [(*line[:5], b"<too_long>" if len(line[5]) > 4096 else line[5]) for line in told.maps]
+        # For the kernel's threads /proc appends to what a task's name has room for.
+        name = told.comm if told.maps else told.comm[: len(process.comm)]
+        assert (process.pid, process.start_time // 10_000_000, process.comm) == (tgid, told.ticks, name)
+        assert process.comm
+        assert (process.namespace_pid, process.cgroup) == (told.namespace_pid, told.cgroup)
+        if tgid == running.pids["threads"]:
+            # Its leader has ended, and with it what /proc tells of them.
+            assert (told.command, told.maps, process.command) == (b"", [], b"/usr/bin/puzzle")
+        else:
+            assert (process.command, _maps(process)) == (told.command, maps)
+
+
+def test_names_that_the_puzzle_makes(running: Running) -> None:
+    process = processes.inspect(running.kernel, running.pids["maps"])
+    assert process is not None
+    assert process.problems == []
+    names = {mapping.path for mapping in process.message.mappings}
+    assert {b"/memfd:jit code (deleted)", b"/tmp/gone (deleted)", b"/tmp/new\\012line \\ x", b"/dev/zero (deleted)", b"[vdso]", b"[stack]", b""} < names
+    assert b"<too_long>" in names
+    assert any(name.endswith(b"/deep") and len(name) > 3000 for name in names)
+    assert not next(mapping for mapping in process.message.mappings if mapping.path == b"/tmp/data").binary
+
+
+def test_process_whose_first_thread_has_ended(running: Running) -> None:
+    pid = running.pids["threads"]
+    process = processes.read_process(running.kernel, pid)
+    assert process is not None
+    thread = int(running.guest.run(f"ls /proc/{pid}/task").split()[-1])
+    text = running.guest.run(f"cat /proc/{pid}/task/{thread}/maps")
+    assert [path for *_, path in _maps(process)] == [line.split(maxsplit=5)[5] if len(line.split()) > 5 else b"" for line in text.splitlines()]
+
+
+def test_start_time_tells_processes_of_one_pid_apart(running: Running) -> None:
+    pid = running.pids["group"]
+    process = processes.read_process(running.kernel, pid)
+    assert process is not None
+    assert processes.read_process(running.kernel, pid, process.start_time) == process
+    # A thread of the process starts later; what started before it was another process.
+    assert processes.read_process(running.kernel, pid, process.start_time + 1) == process
+    assert processes.read_process(running.kernel, pid, process.start_time - 1) is None
+    assert processes.read_process(running.kernel, 4_000_000) is None
+    assert processes.read_process(running.kernel, 0) is None
+
+
+def test_page_table_is_the_process_own(running: Running) -> None:
+    process = processes.read_process(running.kernel, running.pids["script"])
+    assert process is not None
+    stack = next(mapping for mapping in process.mappings if mapping.path == b"[stack]")
+    assert b"perl" in running.kernel.memory.read_virtual(process.cr3, stack.end - 4096, 4096)
+
+
+def test_no_more_mappings_than_are_allowed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = processes.inspect(running.kernel, running.pids["many"])
+    monkeypatch.setattr(mappings, "MAX_MAPPINGS", 50)
+    part = processes.inspect(running.kernel, running.pids["many"])
+    assert whole is not None
+    assert part is not None
+    assert len(whole.message.mappings) > 1000
+    assert whole.problems == []
+    assert part.message.mappings == whole.message.mappings[:50]
+    assert part.problems == ["only the first 50 of the mappings"]
+
+
+def test_signature_changes_with_the_mappings(running: Running) -> None:
+    running.guest.run("sh -c 'until [ -e /tmp/go ]; do usleep 10000; done; exec /usr/bin/puzzle title /tmp/ready.execed' & echo $! >/tmp/execing")
+    pid = int(running.guest.run("cat /tmp/execing"))
+    process = processes.inspect(running.kernel, pid)
+    assert process is not None
+    assert processes.signature(running.kernel, pid, process.message.start_time) == process.signature
+    running.guest.run(f"touch /tmp/go; until [ -e /tmp/ready.execed ]; do usleep 10000; done; kill -STOP {pid}")
+    assert processes.signature(running.kernel, pid, process.message.start_time) not in (process.signature, None)
+    running.guest.run(f"kill -9 {pid}; while [ -e /proc/{pid}/maps ]; do usleep 10000; done")
+    assert processes.signature(running.kernel, pid, process.message.start_time) is None
+
+
+@pytest.mark.parametrize("mode", ["perf_map", "inside"])
+def test_perf_map_through_the_process_own_root(running: Running, mode: str) -> None:
+    process = processes.inspect(running.kernel, running.pids[mode])
+    assert process is not None
+    assert process.problems == []
+    own = process.message.namespace_pid
+    assert (own == 1) == (mode == "inside")
+    text = running.guest.run(f"cat {'/merged' * (mode == 'inside')}/tmp/perf-{own}.map")
+    assert len(process.message.perf_map) > 4096 * 20
+    assert process.message.perf_map == text.removesuffix(b"no end of li")
+
+
+def test_pages_of_binaries_are_those_of_the_files(running: Running) -> None:
+    process = processes.read_process(running.kernel, running.pids["script"])
+    assert process is not None
+    handles = processes.files(process)
+    compared = 0
+    for handle in handles.values():
+        binary = read_binary(running.kernel, handle, 64 << 20)
+        if handle.path == b"[vdso]":
+            continue
+        content = running.files[handle.path.decode()][1]
+        assert binary.size == len(content)
+        assert binary.build_id == build_id(lambda offset, size, content=content: content[offset : offset + size])  # type: ignore[misc]
+        assert binary.build_id.hex() == handle.key
+        # An initramfs is in the page cache as a whole.
+        assert [run.address for run in binary.pages] == [0]
+        assert binary.pages[0].data == content
+        compared += 1
+    assert compared >= 4
+
+
+def test_pages_of_large_folios(running: Running) -> None:
+    # Kernels switch them off in guests as small as this one.
+    running.guest.run("echo always >/sys/kernel/mm/transparent_hugepage/enabled")
+    running.guest.run("mkdir /huge; mount -t tmpfs -o huge=always huge /huge; cp /usr/bin/perl /huge/large; (exec /huge/large -e sleep) & echo $! >/tmp/large")
+    pid = int(running.guest.run("cat /tmp/large"))
+    running.guest.run(f"until grep -q /huge/large /proc/{pid}/maps; do usleep 10000; done")
+    assert int(running.guest.run("grep ShmemHugePages /proc/meminfo").split()[1]) >= 2048
+    process = processes.read_process(running.kernel, pid)
+    assert process is not None
+    (key,) = {mapping.binary for mapping in process.mappings if mapping.path == b"/huge/large"}
+    binary = read_binary(running.kernel, processes.files(process)[key], 64 << 20)
+    assert [(run.address, run.data) for run in binary.pages] == [(0, running.files["/usr/bin/perl"][1])]
+
+
+def test_holes_are_left_out(running: Running) -> None:
+    process = processes.read_process(running.kernel, running.pids["maps"])
+    assert process is not None
+    handle = processes.files(process)[_key_of(process, b"/tmp/holes")]
+    binary = read_binary(running.kernel, handle, 64 << 20)
+    a, b = b"a" * 4096, b"b" * 4096
+    assert [(run.address // 4096, run.data) for run in binary.pages] == [(0, a + b), (200, a), (8000, a + b"12345")]
+    assert binary.size == 8001 * 4096 + 5
+    assert [(run.address // 4096, run.data) for run in read_binary(running.kernel, handle, 3 * 4096).pages] == [(0, a + b), (200, a)]
+
+
+def test_build_id_is_what_readelf_says(running: Running, puzzle: Path) -> None:
+    process = processes.read_process(running.kernel, running.pids["group"])
+    assert process is not None
+    notes = subprocess.run(["readelf", "-n", puzzle], check=True, capture_output=True, text=True).stdout
+    assert re.findall(r"Build ID: (\w+)", notes) == [_key_of(process, b"/usr/bin/puzzle")]
+
+
+def test_vdso_is_what_the_process_has_mapped(running: Running) -> None:
+    process = processes.read_process(running.kernel, running.pids["group"])
+    assert process is not None
+    vdso = next(mapping for mapping in process.mappings if mapping.path == b"[vdso]")
+    binary = read_binary(running.kernel, processes.files(process)[vdso.binary], 1 << 20)
+    own = running.guest.run(f"dd if=/proc/{process.tgid}/mem bs=4096 skip={vdso.start // 4096} count={(vdso.end - vdso.start) // 4096} 2>/dev/null")
+    assert (binary.path, binary.size, binary.pages[0].data) == (b"[vdso]", len(own), own)
+    assert own.startswith(b"\x7fELF")
+    assert len(binary.build_id) == 20
+
+
+def test_file_without_build_id_and_its_budget(running: Running) -> None:
+    process = processes.read_process(running.kernel, running.pids["maps"])
+    assert process is not None
+    handles = processes.files(process)
+    keys = {path: _key_of(process, path) for path in (b"/memfd:jit code (deleted)", b"/tmp/gone (deleted)", b"/tmp/new\\012line \\ x")}
+    assert len(set(keys.values())) == 3
+    for (path, key), pages in zip(keys.items(), (3, 2, 5), strict=True):
+        binary = read_binary(running.kernel, handles[key], 64 << 20)
+        assert (binary.path, binary.build_id) == (path, b"")
+        assert [(run.address, run.data) for run in binary.pages] == [(0, b"".join(bytes([97 + page]) * 4096 for page in range(pages)))]
+        assert len(read_binary(running.kernel, handles[key], 8191).pages[0].data) == 4096
+        assert re.fullmatch(r"file-[0-9a-f]{40}", key)
+
+
+def test_file_that_is_not_executed_is_never_read(running: Running) -> None:
+    process = processes.read_process(running.kernel, running.pids["maps"])
+    assert process is not None
+    data = next(mapping for mapping in process.mappings if mapping.path == b"/tmp/data")
+    for start in (data.start, process.mappings[0].start + 4096):
+        handle = FileHandle("file-" + "0" * 40, b"/tmp/data", process.tgid, process.start_time, start)
+        with pytest.raises(GuestUnreadable):
+            read_binary(running.kernel, handle, 1 << 20)
+
+
+def test_binary_of_a_process_that_is_gone(running: Running) -> None:
+    running.guest.run("/usr/bin/puzzle group /tmp/ready.short & echo $! >/tmp/short; until [ -e /tmp/ready.short ]; do usleep 10000; done")
+    process = processes.read_process(running.kernel, int(running.guest.run("cat /tmp/short")))
+    assert process is not None
+    handle = processes.files(process)[_key_of(process, b"/usr/bin/puzzle")]
+    assert read_binary(running.kernel, handle, 1 << 20).pages
+    running.guest.run(f"kill -9 {process.tgid}; while [ -e /proc/{process.tgid}/maps ] && [ -s /proc/{process.tgid}/maps ]; do usleep 10000; done")
+    with pytest.raises(GuestUnreadable):
+        read_binary(running.kernel, handle, 1 << 20)
+
+
+def test_quick_enough_for_every_sampled_process(running: Running) -> None:
+    process = processes.read_process(running.kernel, running.pids["script"])
+    assert process is not None
+    assert len(process.mappings) >= 20
+    begun = time.process_time()
+    for _ in range(10):
+        processes.read_process(running.kernel, running.pids["script"])
+    assert (time.process_time() - begun) / 10 < 0.05

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way on a running guest: a recorder on a fake host whose VMM is a real one, in software emulation, and whose module's stream is made here."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from perfguest.capture.guest_cache import KernelCache
+from perfguest.capture.guests import GuestSettings
+from perfguest.capture.messages import Messages
+from perfguest.capture.recorder import RecordSettings, record
+from perfguest.formats.guest_snapshot import GuestSnapshot, read_snapshot
+from tests.capture.fake_host import FakeHost
+from tests.capture.made_stream import FORMAT, sample, vm_record
+from tests.guest.emulated import KERNELS, EmulatedGuest
+
+_DEADLINE = 60.0
+
+
+@pytest.fixture(scope="module", params=KERNELS[:1], ids=lambda path: Path(path).name)
+def guest(request: pytest.FixtureRequest) -> Iterator[EmulatedGuest]:
+    with EmulatedGuest(request.param) as running:
+        running.run("sleep 1000 & echo $! >/tmp/sleep")
+        yield running
+
+
+@pytest.fixture
+def host(tmp_path: Path, guest: EmulatedGuest) -> Iterator[FakeHost]:
+    made = FakeHost(tmp_path / "host")
+    (made.paths.debugfs / "perfguest/format").write_bytes(FORMAT)
+    (made.paths.debugfs / "perfguest/tasks").write_text("")
+    process = made.add_vm(500, "web")
+    (process / "mem").symlink_to(f"/proc/{guest.pid}/mem")
+    yield made
+    for fd in made.streams:
+        os.close(fd)
+
+
+def _settings(host: FakeHost, out: Path, **guests: object) -> RecordSettings:
+    chosen = replace(GuestSettings(cache=out.parent / "cache/kernels"), **guests)  # type: ignore[arg-type]
+    return RecordSettings(out, event="cpu-clock", perf=str(host.perf), kdir=host.root, guests=chosen, command=("sleep", "1000"), duration=_DEADLINE)
+
+
+def _record(settings: RecordSettings, host: FakeHost, play: Callable[[], None]) -> list[str]:
+    """Records while ``play`` runs, and gives what was said."""
+    text = io.StringIO()
+    ended: list[BaseException] = []
+    done = settings.output.parent / "done"
+
+    def run() -> None:
+        try:
+            play()
+        except BaseException as error:
+            ended.append(error)
+        finally:
+            done.touch()
+
+    player = threading.Thread(target=run)
+    player.start()
+    command = ("sh", "-c", f"until [ -e {done} ]; do sleep 0.02; done")
+    assert record(replace(settings, command=command), host.paths, messages=Messages(text)) == 0
+    player.join()
+    if ended:
+        raise ended[0]
+    return text.getvalue().splitlines()
+
+
+def _wait(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + _DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _snapshot(out: Path) -> GuestSnapshot:
+    snapshot = read_snapshot(out / "guests")
+    assert snapshot
+    assert not snapshot.notes
+    return snapshot
+
+
+def _task(guest: EmulatedGuest, pid: int) -> tuple[int, int, int, bytes]:
+    """(pid, tgid, start in ns as its /proc rounds it up, comm)."""
+    fields = guest.run(f"cat /proc/{pid}/stat").split()
+    return pid, pid, (int(fields[21]) + 1) * 10_000_000, fields[1][1:-1]
+
+
+def test_kernel_tasks_process_and_its_files(guest: EmulatedGuest, host: FakeHost, tmp_path: Path) -> None:
+    out = tmp_path / "perfguest.data"
+    tasks = host.paths.debugfs / "perfguest/tasks"
+    pid = int(guest.run("cat /tmp/sleep"))
+    ip = int(guest.run(f"grep -m1 r-xp /proc/{pid}/maps").split(b"-")[0], 16)
+
+    def play() -> None:
+        _wait((out / "perf.data").exists)
+        registers = guest.registers()
+        os.write(host.streams[0], vm_record(1, 500, guest.lstar(), guest.slots()) + sample(1, registers.cr3, user=registers.cpl == 3))
+        # The module is told where tasks are, so that samples carry them from then on.
+        _wait(lambda: tasks.read_text().endswith("\n"))
+        os.write(host.streams[1], sample(1, registers.cr3, user=True, ip=ip, task=_task(guest, pid), time=4321))
+
+    lines = _record(_settings(host, out), host, play)
+    assert re.fullmatch(r"1 \d+ \d+ \d+ \d+ \d+ \d+\n", tasks.read_text())
+    snapshot = _snapshot(out)
+    (kernel,) = snapshot.kernels
+    assert (kernel.vm_pid, kernel.vm_id, kernel.lstar, kernel.level, kernel.time) == (500, 1, guest.lstar(), "processes", 1000)
+    stored = snapshot.kernel(kernel.kernel)
+    assert stored
+    assert stored.release == guest.release
+    (process,) = snapshot.processes
+    assert (process.vm_pid, process.vm_id, process.time, process.tgid, process.comm) == (500, 1, 4321, pid, b"sleep")
+    (key,) = {mapping.binary for mapping in process.mappings if mapping.path == b"/bin/busybox" and mapping.executable}
+    binary = snapshot.binary(key)
+    assert binary
+    busybox = Path("/bin/busybox").read_bytes()
+    assert binary.size == len(busybox)
+    assert all(run.data == busybox[run.address : run.address + len(run.data)] for run in binary.pages)
+    assert sum(len(run.data) for run in binary.pages) > len(busybox) // 2
+    (line,) = [line for line in lines if line.startswith("web: ")]
+    assert re.match(rf"web: Linux {re.escape(guest.release)}, 1 process, \d+ binar(y|ies) \(.*\) from its memory", line)
+
+
+def test_second_recording_takes_the_kernel_from_the_cache(guest: EmulatedGuest, host: FakeHost, tmp_path: Path) -> None:
+    kernels = []
+    for name in ("first", "second"):
+        out = tmp_path / name / "perfguest.data"
+        out.parent.mkdir()
+        settings = replace(_settings(host, out), guests=GuestSettings("kernel", cache=tmp_path / "cache"))
+
+        def play(out: Path = out) -> None:
+            _wait((out / "perf.data").exists)
+            os.write(host.streams[0], vm_record(1, 500, guest.lstar(), guest.slots()) + sample(1, guest.registers().cr3))
+
+        _record(settings, host, play)
+        snapshot = _snapshot(out)
+        kernels.append(snapshot.kernel(snapshot.kernels[0].kernel))
+        cached = list((tmp_path / "cache").iterdir())
+        assert len(cached) == 1
+        if name == "first":
+            # Marked, to see where the second one is from.
+            inode = cached[0].stat().st_ino
+    assert kernels[0] == kernels[1]
+    assert cached[0].stat().st_ino == inode
+    assert KernelCache(tmp_path / "cache").known()
+
+
+def test_kernel_mode_asks_for_no_process(guest: EmulatedGuest, host: FakeHost, tmp_path: Path) -> None:
+    out = tmp_path / "perfguest.data"
+
+    def play() -> None:
+        _wait((out / "perf.data").exists)
+        registers = guest.registers()
+        task = sample(1, registers.cr3, user=True, ip=0x401000, task=_task(guest, 1))
+        os.write(host.streams[0], vm_record(1, 500, guest.lstar(), guest.slots()) + sample(1, registers.cr3) + task)
+
+    _record(_settings(host, out, mode="kernel"), host, play)
+    snapshot = _snapshot(out)
+    assert len(snapshot.kernels) == 1
+    assert not snapshot.processes
+    assert not list((out / "guests/binaries").iterdir())
+    assert not (host.paths.debugfs / "perfguest/tasks").read_text()
+
+
+def test_page_table_that_is_none_leaves_addresses(guest: EmulatedGuest, host: FakeHost, tmp_path: Path) -> None:
+    out = tmp_path / "perfguest.data"
+
+    def play() -> None:
+        _wait((out / "perf.data").exists)
+        os.write(host.streams[0], vm_record(1, 500, guest.lstar(), guest.slots()) + sample(1, 0x0))
+
+    lines = _record(_settings(host, out), host, play)
+    (kernel,) = _snapshot(out).kernels
+    assert (kernel.level, kernel.lstar, kernel.kernel) == ("addresses", guest.lstar(), "")
+    assert any(line.startswith("web: kernel not known, nothing from its memory: no Linux kernel") for line in lines)
+
+
+def test_without_drgn_there_are_symbols_and_it_is_said(guest: EmulatedGuest, host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/drgn.py").write_text("raise ModuleNotFoundError('No module named drgn', name='drgn')\n")
+    monkeypatch.syspath_prepend(tmp_path / "without")
+    out = tmp_path / "perfguest.data"
+
+    def play() -> None:
+        _wait((out / "perf.data").exists)
+        os.write(host.streams[0], vm_record(1, 500, guest.lstar(), guest.slots()) + sample(1, guest.registers().cr3))
+
+    lines = _record(_settings(host, out), host, play)
+    (kernel,) = _snapshot(out).kernels
+    stored = _snapshot(out).kernel(kernel.kernel)
+    assert stored
+    assert b"entry_SYSCALL_64\0" in stored.symbols.names
+    assert kernel.level == "symbols"
+    (line,) = [line for line in lines if line.startswith("web: ")]
+    assert "no processes: drgn is not installed" in line
