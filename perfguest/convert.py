@@ -11,18 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest import merge, stacks
+from perfguest.formats import guest_snapshot
+from perfguest.formats.guest_snapshot import GuestSnapshot, read_snapshot
 from perfguest.formats.guest_stream import FLAG_USER, Chains, GuestStream, read_guest_stream
 from perfguest.formats.perf_data import PerfData, read_perf_data
 from perfguest.formats.recording import RecordingPaths, read_recording
 from perfguest.naming import FrameNames
 from perfguest.profile import I32, I64, U8, U64, Mode, Profile, Samples, Stacks, Vm
 from perfguest.proto import recording_pb2 as pb
-from perfguest.stacks import SPACE_THREAD, SPACE_VM, RawStacks
+from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, RawStacks
 from perfguest.symbols.guest import GuestSymbolOptions, GuestSymbols, GuestVm
+from perfguest.symbols.guest_tasks import GuestTasks, guest_tasks
 from perfguest.symbols.host import HostSymbols
 
 #: ``misc & PERF_RECORD_MISC_CPUMODE_MASK`` (include/uapi/linux/perf_event.h) to :class:`Mode`; the hypervisor's own mode is none of ours.
 _CPUMODES = np.array([Mode.NONE, Mode.HOST_KERNEL, Mode.HOST_USER, Mode.NONE, Mode.GUEST_KERNEL, Mode.GUEST_USER, Mode.NONE, Mode.NONE], np.uint8)
+_PROBLEMS_TOLD = 20
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,10 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class _Joined:
-    """What was read, and the columns that follow from it. ``record``: for each sample its record, or -1. ``vm``: index into ``vms`` or -1."""
+    """What was read, and the columns that follow from it. ``record``: for each sample its record, or -1. ``vm``: index into ``vms`` or -1.
+
+    ``record_vm``: that index for each record; ``tasks``: by record.
+    """
 
     meta: pb.Recording
     perf: PerfData
@@ -51,6 +58,9 @@ class _Joined:
     vcpu: I32
     comm: I32
     comms: list[str]
+    record_vm: I32
+    tasks: GuestTasks
+    snapshot: GuestSnapshot | None
     notes: list[str]
 
     @property
@@ -58,21 +68,48 @@ class _Joined:
         result: npt.NDArray[np.bool_] = (self.mode == Mode.GUEST_KERNEL) | (self.mode == Mode.GUEST_USER)
         return result
 
+    def of_sample(self, column: I32) -> I32:
+        """A column by record as one by sample: -1 for samples without a record or outside the guest."""
+        return np.where(self.in_guest & (self.record >= 0), np.append(column, np.int32(-1))[self.record], -1).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class _KernelSpaces:
+    """What tells guest kernel addresses apart: index into ``vm`` and ``kernel`` (the kernel that the VM ran then, as GuestSymbols numbers them).
+
+    ``of_record``, ``of_sample``: int64, that index for each record and each sample.
+    """
+
+    vm: I32
+    kernel: I32
+    of_record: I64
+    of_sample: I64
+
+    @classmethod
+    def of(cls, joined: _Joined, guest: GuestSymbols) -> _KernelSpaces:
+        vm = np.concatenate([joined.record_vm, joined.vm])
+        time = np.concatenate([joined.stream.samples.column("time", np.int64), joined.perf.samples.time])
+        kernel = guest.kernel_at(vm, time, _lstars(joined, vm, time))
+        key = (vm.astype(np.int64) << 32) + kernel
+        _, first, row = np.unique(key, return_index=True, return_inverse=True)
+        return cls(vm[first], kernel[first], row[: len(joined.record_vm)].astype(np.int64), row[len(joined.record_vm) :].astype(np.int64))
+
 
 def load_profile(recording: Path, options: ConvertOptions | None = None) -> Profile:
     """Reads the recording's directory. Raises :class:`FormatError` for what is no recording, damaged beyond reading, or of a newer format."""
     options = options or ConvertOptions()
     joined = _join(recording, options)
     host = HostSymbols(joined.perf, _host_kallsyms(recording, joined.notes), options.host_root)
-    guest = GuestSymbols.build(_guest_vms(joined), options.guest)
-    raw = _raw_stacks(joined, host, guest)
+    guest = GuestSymbols.build(_guest_vms(joined), options.guest, joined.snapshot)
+    kernels = _KernelSpaces.of(joined, guest)
+    raw = _raw_stacks(joined, host, guest, kernels)
     unique, stack, first = stacks.unique_stacks(raw)
     frames, number, row = stacks.unique_frames(unique.frames)
     names = FrameNames(frames)
     sample = first[unique.owner[row]]
     _name_host(names, host, joined.perf.samples.time[sample], joined.perf.samples.pid[sample])
-    _name_guest(names, guest, joined)
-    names.set_roots([vm.name for vm in joined.vms], _thread_names(joined))
+    _name_guest(names, guest, joined, kernels)
+    names.set_roots([vm.name for vm in joined.vms], _thread_names(joined), joined.tasks.comms)
     samples = _samples(joined, stack, names)
     return Profile(
         strings=list(names.strings),
@@ -82,7 +119,7 @@ def load_profile(recording: Path, options: ConvertOptions | None = None) -> Prof
         samples=samples,
         events=[event.name for event in joined.perf.events],
         vms=joined.vms,
-        notes=[*joined.notes, *host.notes, *guest.notes],
+        notes=[*joined.notes, *host.notes, *guest.notes, *_snapshot_notes(joined.snapshot)],
         wall_start=joined.meta.started or None,
         hostname=joined.meta.host.hostname,
     )
@@ -104,7 +141,12 @@ def _join(recording: Path, options: ConvertOptions) -> _Joined:
     known = {vm.pid for vm in vms}
     vms += [Vm(pid, f"pid {pid}") for pid in np.unique(records.column("vm_pid")).tolist() if pid not in known]
     names, comm = perf.comms_at(samples.tid, samples.time)
-    return _Joined(meta, perf, stream, vms, mode, record, _index_of(samples.pid, [vm.pid for vm in vms]), _vcpus(perf, stream), comm, names, notes)
+    pids = [vm.pid for vm in vms]
+    record_vm = _index_of(records.column("vm_pid", np.int32), pids)
+    snapshot = read_snapshot(recording / guest_snapshot.DIRECTORY)
+    tasks = guest_tasks(records, record_vm, pids, snapshot)
+    vm = _index_of(samples.pid, pids)
+    return _Joined(meta, perf, stream, vms, mode, record, vm, _vcpus(perf, stream), comm, names, record_vm, tasks, snapshot, notes)
 
 
 def _pair(perf: PerfData, stream: GuestStream, mode: U8, window: int, notes: list[str]) -> I64:
@@ -172,62 +214,63 @@ def _guest_vms(joined: _Joined) -> list[GuestVm]:
     return [GuestVm(vm.pid, vm.name, tuple(lstars[vm.pid])) for vm in joined.vms]
 
 
-def _raw_stacks(joined: _Joined, host: HostSymbols, guest: GuestSymbols) -> RawStacks:
-    """Each sample's frames, leaf first: the guest's kernel's and user's, or the host's; of threads of VMs then the thread and the VM."""
+def _lstars(joined: _Joined, vm: I32, time: I64) -> U64:
+    """The syscall entry in force in the VM at each time, as its last VM record says, 0 where none does."""
+    result = np.zeros(len(vm), np.uint64)
+    for place, one in enumerate(joined.vms):
+        told = sorted((record.time, record.lstar) for record in joined.stream.vms if record.pid == one.pid and record.lstar)
+        mine = np.flatnonzero(vm == place)
+        if told:
+            at = np.searchsorted(np.array([when for when, _ in told], np.uint64), time[mine].astype(np.uint64), "right") - 1
+            result[mine] = np.array([lstar for _, lstar in told], np.uint64)[np.maximum(at, 0)]
+    return result
+
+
+def _snapshot_notes(snapshot: GuestSnapshot | None) -> list[str]:
+    if snapshot is None:
+        return []
+    problems = list(dict.fromkeys(f"VM of pid {problem.vm_pid}: {problem.text[:300]}" for problem in snapshot.problems))
+    more = [f"{len(problems) - _PROBLEMS_TOLD} more problems of reading guests' memory"] if len(problems) > _PROBLEMS_TOLD else []
+    return [*snapshot.notes, *problems[:_PROBLEMS_TOLD], *more]
+
+
+def _raw_stacks(joined: _Joined, host: HostSymbols, guest: GuestSymbols, kernels: _KernelSpaces) -> RawStacks:
+    """Each sample's frames, leaf first: the guest's kernel's and user's, its thread, or the host's; of threads of VMs then the thread and the VM."""
     samples = joined.perf.samples
     space = host.epoch(samples.pid, samples.time)
     of_host = stacks.from_callchains(samples.chain_start, samples.chain, samples.ip, joined.mode, space)
     return stacks.join(
         [
-            _proven(_guest_chains(joined, joined.stream.samples.kernel, Mode.GUEST_KERNEL), guest, joined.notes),
-            _guest_chains(joined, joined.stream.samples.user, Mode.GUEST_USER),
-            _guest_ips(joined),
+            _proven(_guest_chains(joined, joined.stream.samples.kernel, Mode.GUEST_KERNEL, kernels.of_record), guest, kernels, joined.notes),
+            _guest_chains(joined, joined.stream.samples.user, Mode.GUEST_USER, joined.tasks.space),
+            _guest_ips(joined, kernels),
             of_host.keep(~joined.in_guest[of_host.owner]),
             _roots(joined),
         ]
     )
 
 
-def _guest_chains(joined: _Joined, chains: Chains, mode: Mode) -> RawStacks:
-    """The chain of each sample's record; none for samples without one."""
+def _guest_chains(joined: _Joined, chains: Chains, mode: Mode, of_record: I64) -> RawStacks:
+    """The chain of each sample's record; none for samples without one. ``of_record``: what tells equal addresses of records apart."""
     number = len(chains.start) - 1
     record = np.where(joined.record >= 0, joined.record, number)
     # One more chain, an empty one, for the samples without a record.
     start = np.append(chains.start, chains.start[-1])
-    of_record = _guest_spaces(joined, mode)
     space = np.append(of_record, 0)
     whole = stacks.from_chains(start, chains.address, np.full(number + 1, mode, np.uint8), space)
     return whole.select(record)
 
 
-def _guest_spaces(joined: _Joined, mode: Mode) -> I64:
-    """What tells the addresses of records apart: their VM; for user addresses also the address space. A row of :func:`_address_spaces`."""
-    records = joined.stream.samples
-    vm = _index_of(records.column("vm_pid", np.int32), [vm.pid for vm in joined.vms]).astype(np.int64)
-    return vm if mode is Mode.GUEST_KERNEL else _address_spaces(joined)[2]
-
-
-def _address_spaces(joined: _Joined) -> tuple[I32, U64, I64]:
-    """The different (VM, CR3), as two columns, and for each record the row of its own. The low bits of CR3, PCID and flags, do not count."""
-    records = joined.stream.samples
-    vm = _index_of(records.column("vm_pid", np.int32), [vm.pid for vm in joined.vms])
-    cr3 = records.column("cr3", np.uint64) & np.uint64(0x000FFFFFFFFFF000)
-    key = np.empty(len(vm), np.dtype([("vm", np.int32), ("cr3", np.uint64)]))
-    key["vm"], key["cr3"] = vm, cr3
-    unique, row = np.unique(key, return_inverse=True)
-    return unique["vm"].copy(), unique["cr3"].copy(), row.astype(np.int64)
-
-
-def _proven(part: RawStacks, guest: GuestSymbols, notes: list[str]) -> RawStacks:
+def _proven(part: RawStacks, guest: GuestSymbols, kernels: _KernelSpaces, notes: list[str]) -> RawStacks:
     """Kernel chains up to the first address that follows no call: a kernel without frame pointers keeps other things in that register."""
     frames = part.frames
-    vm = frames.space.astype(np.int32)
-    guest.check_kernels(vm, frames.address, frames.returns)
+    guest.check_kernels(kernels.vm[frames.space], frames.address, frames.returns, kernels.kernel[frames.space])
     which = np.flatnonzero(frames.returns)
     keys, place = np.unique(np.stack([frames.space[which].view(np.uint64), frames.address[which]]), axis=1, return_inverse=True)
     bad = np.zeros(len(frames), bool)
     if len(which):
-        bad[which] = guest.proven_returns(keys[0].astype(np.int32), keys[1])[place] == 0
+        space = keys[0].astype(np.int64)
+        bad[which] = guest.proven_returns(kernels.vm[space], keys[1], kernels.kernel[space])[place] == 0
     result = stacks.cut_at(part, bad)
     if bad.any():
         notes.append(
@@ -236,27 +279,33 @@ def _proven(part: RawStacks, guest: GuestSymbols, notes: list[str]) -> RawStacks
     return result
 
 
-def _guest_ips(joined: _Joined) -> RawStacks:
+def _guest_ips(joined: _Joined, kernels: _KernelSpaces) -> RawStacks:
     """The IP alone, of guest samples whose record is lost or has no chain."""
     chains = joined.stream.samples
     frames = np.append(np.diff(chains.kernel.start) + np.diff(chains.user.start), 0)
     alone = joined.in_guest & (frames[joined.record] == 0)
-    vm = joined.vm.astype(np.int64)
-    space = np.where(joined.mode == Mode.GUEST_KERNEL, vm, -1 - vm)
+    space = np.where(joined.mode == Mode.GUEST_KERNEL, kernels.of_sample, -1 - joined.vm.astype(np.int64))
     start = np.concatenate([[0], np.cumsum(alone)]).astype(np.int64)
     return stacks.from_chains(start, joined.perf.samples.ip[alone], joined.mode, space)
 
 
 def _roots(joined: _Joined) -> RawStacks:
-    """Thread and VM, for the threads of VMs."""
+    """The guest's thread where it is known, then thread and VM, for the threads of VMs."""
     samples = joined.perf.samples
     of_vm = joined.vm >= 0
-    count = np.where(of_vm, 2, 0)
-    start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-    address, space = np.empty(start[-1], np.uint64), np.empty(start[-1], np.int64)
-    address[0::2], address[1::2] = samples.tid[of_vm], joined.vm[of_vm]
-    space[0::2], space[1::2] = SPACE_THREAD, SPACE_VM
-    frames = stacks.RawFrames(np.zeros(len(address), np.uint8), space, address, np.zeros(len(address), bool))
+    comm = joined.of_sample(joined.tasks.comm)
+    parts = (
+        (of_vm & (comm >= 0), comm, SPACE_GUEST_THREAD),
+        (of_vm, samples.tid, SPACE_THREAD),
+        (of_vm, joined.vm, SPACE_VM),
+    )
+    return stacks.join([_root(which, number, space) for which, number, space in parts])
+
+
+def _root(which: npt.NDArray[np.bool_], number: I32, space: int) -> RawStacks:
+    start = np.concatenate([[0], np.cumsum(which)]).astype(np.int64)
+    count = int(start[-1])
+    frames = stacks.RawFrames(np.zeros(count, np.uint8), np.full(count, space, np.int64), number[which].astype(np.uint64), np.zeros(count, bool))
     return RawStacks(start, frames)
 
 
@@ -267,15 +316,15 @@ def _name_host(names: FrameNames, host: HostSymbols, times: I64, pids: I32) -> N
     names.set(user, host.resolve_user(pids[user], times[user], names.looked_up(user)))
 
 
-def _name_guest(names: FrameNames, guest: GuestSymbols, joined: _Joined) -> None:
+def _name_guest(names: FrameNames, guest: GuestSymbols, joined: _Joined, kernels: _KernelSpaces) -> None:
     kernel, user = names.rows(Mode.GUEST_KERNEL), names.rows(Mode.GUEST_USER)
-    names.set(kernel, guest.resolve_kernel(names.raw.space[kernel].astype(np.int32), names.looked_up(kernel)))
-    vm, cr3, _ = _address_spaces(joined)
-    space = names.raw.space[user]
+    space = names.raw.space[kernel]
+    names.set(kernel, guest.resolve_kernel(kernels.vm[space], names.looked_up(kernel), kernels.kernel[space]))
     # Below 0 stands a VM without an address space: of a sample whose record is lost.
-    known = user[space >= 0]
-    at = names.raw.space[known]
-    names.set(known, guest.resolve_user(vm[at], cr3[at], names.raw.address[known], names.raw.returns[known]))
+    known = user[names.raw.space[user] >= 0]
+    at, tasks = names.raw.space[known], joined.tasks
+    process = None if joined.snapshot is None else tasks.space_process[at]
+    names.set(known, guest.resolve_user(tasks.space_vm[at], tasks.space_id[at], names.raw.address[known], names.raw.returns[known], process))
 
 
 def _thread_names(joined: _Joined) -> dict[int, str]:
@@ -287,6 +336,8 @@ def _thread_names(joined: _Joined) -> dict[int, str]:
 def _samples(joined: _Joined, stack: I32, names: FrameNames) -> Samples:
     samples = joined.perf.samples
     comms = np.array([names.string(comm) for comm in joined.comms], np.int32)
+    guest_comms = np.array([*(names.string(comm) for comm in joined.tasks.comms), -1], np.int32)
+    cgroups = np.array([*(names.string(cgroup) for cgroup in joined.tasks.cgroups), -1], np.int32)
     order = np.argsort(samples.time, kind="stable")
     columns: dict[str, npt.NDArray[Any]] = {
         "time": samples.time,
@@ -301,5 +352,9 @@ def _samples(joined: _Joined, stack: I32, names: FrameNames) -> Samples:
         "vm": joined.vm,
         "vcpu": joined.vcpu,
         "ip": samples.ip,
+        "guest_pid": joined.of_sample(joined.tasks.pid),
+        "guest_tid": joined.of_sample(joined.tasks.tid),
+        "guest_comm": guest_comms[joined.of_sample(joined.tasks.comm)],
+        "cgroup": cgroups[joined.of_sample(joined.tasks.cgroup)],
     }
     return Samples(**{name: column[order] for name, column in columns.items()})

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from perfguest.profile import I32, I64, Frames, Mapping, Mode
-from perfguest.stacks import SPACE_VM, RawFrames
+from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, RawFrames
 from perfguest.symbols.host import Resolved
 
-_VM_MAPPING, _THREAD_MAPPING = "[vm]", "[thread]"
+_ROOT_MAPPINGS = {SPACE_VM: "[vm]", SPACE_THREAD: "[thread]", SPACE_GUEST_THREAD: "[guest-thread]"}
 
 
 @dataclass
@@ -55,14 +55,13 @@ class FrameNames:
         found = resolved.dsos[dso]
         return self.mappings.setdefault((found.name, found.build_id, start, limit, pgoff), len(self.mappings))
 
-    def set_roots(self, vm_names: list[str], thread_names: dict[int, str]) -> None:
-        """Names for the frames that are no code: VMs and threads."""
+    def set_roots(self, vm_names: list[str], thread_names: dict[int, str], guest_names: list[str]) -> None:
+        """Names for the frames that are no code: VMs, threads, and the guest's threads, of which the frame has the number of the name."""
         rows = self.rows(Mode.NONE)
         for row, space, number in zip(rows.tolist(), self.raw.space[rows].tolist(), self.raw.address[rows].tolist(), strict=True):
-            of_vm = space == SPACE_VM
-            self._symbol[row] = self.string(vm_names[number] if of_vm else thread_names[number])
-            key = (_VM_MAPPING if of_vm else _THREAD_MAPPING, "", 0, 0, 0)
-            self._mapping[row] = self.mappings.setdefault(key, len(self.mappings))
+            name = thread_names[number] if space == SPACE_THREAD else (vm_names if space == SPACE_VM else guest_names)[number]
+            self._symbol[row] = self.string(name)
+            self._mapping[row] = self.mappings.setdefault((_ROOT_MAPPINGS[space], "", 0, 0, 0), len(self.mappings))
 
     def frames(self) -> Frames:
         address = np.where(self.raw.mode == Mode.NONE, np.uint64(0), self.raw.address)

@@ -90,6 +90,9 @@ class Samples:
     ``event``: int32 index into :attr:`Profile.events`. ``period``: int64. ``mode``: uint8, where the sample itself hit (a :class:`Mode`).
     ``stack``: int32 index into :class:`Stacks`. ``vm``: int32 index into :attr:`Profile.vms`, or -1 for threads of no VM.
     ``vcpu``: int32 vCPU id, or -1 for threads that are no vCPU. ``ip``: uint64, as perf has it.
+
+    Of the guest's running thread, -1 where it is not known or the sample did not hit the guest: ``guest_pid``, ``guest_tid``: int32, its process and itself
+    as the guest counts; ``guest_comm``, ``cgroup``: int32 indices into :attr:`Profile.strings`, its name and its process's cgroup.
     """
 
     time: I64
@@ -104,6 +107,10 @@ class Samples:
     vm: I32
     vcpu: I32
     ip: U64
+    guest_pid: I32
+    guest_tid: I32
+    guest_comm: I32
+    cgroup: I32
 
     def __len__(self) -> int:
         return len(self.time)
@@ -121,8 +128,9 @@ class Vm:
 class Profile:
     """What a recording says, joined and named.
 
-    The stacks of a VM's threads end (at the root) in two frames of :attr:`Mode.NONE`: the VM (mapping ``[vm]``), then the thread (mapping ``[thread]``);
-    towards the leaf follow the guest's user frames and its kernel frames, or the host's frames.
+    The stacks of a VM's threads end (at the root) in frames of :attr:`Mode.NONE`: the VM (mapping ``[vm]``), then the thread (mapping ``[thread]``), then,
+    where it is known, the name of the guest's running thread (mapping ``[guest-thread]``); towards the leaf follow the guest's user frames and its kernel
+    frames, or the host's frames.
     Names may hold anything: every writer escapes them for its own format.
     """
 

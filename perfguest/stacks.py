@@ -17,7 +17,7 @@ CONTEXT_MAX = np.uint64(2**64 - 4095)
 _CONTEXT_MODES = {-128: Mode.HOST_KERNEL, -512: Mode.HOST_USER, -2176: Mode.GUEST_KERNEL, -2560: Mode.GUEST_USER}
 
 #: ``RawFrames.space`` of frames that are no code: what their address is the number of.
-SPACE_VM, SPACE_THREAD = 1, 2
+SPACE_VM, SPACE_THREAD, SPACE_GUEST_THREAD = 1, 2, 3
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,16 @@ class Frame:
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class Task:
+    """A thread of a guest."""
+
+    pid: int
+    tid: int
+    comm: str
+    cgroup: str | None = None
+
+
 def label_frames(vm: str, thread: str) -> list[Frame]:
     """The two frames at the root of a VM's stacks, leaf first."""
     return [Frame(thread, Mode.NONE, THREAD), Frame(vm, Mode.NONE, VM)]
@@ -60,18 +70,23 @@ class ProfileBuilder:
         mode: Mode = Mode.HOST_KERNEL,
         vm: Vm | None = None,
         vcpu: int = -1,
+        guest: Task | None = None,
     ) -> ProfileBuilder:
         """``stack``: leaf first."""
         frames = tuple(_index(self._frames, frame) for frame in stack)
         numbers = (_index(self._stacks, frames), _index(self._vms, vm) if vm else -1, vcpu, stack[0].address if stack else 0)
-        self._rows.append((time, cpu, pid, tid, _index(self._strings, comm), event, period, mode, *numbers))
+        task = (-1, -1, -1, -1)
+        if guest is not None:
+            cgroup = -1 if guest.cgroup is None else _index(self._strings, guest.cgroup)
+            task = (guest.pid, guest.tid, _index(self._strings, guest.comm), cgroup)
+        self._rows.append((time, cpu, pid, tid, _index(self._strings, comm), event, period, mode, *numbers, *task))
         return self
 
     def build(self, wall_start: float | None = 1_700_000_000.25) -> Profile:
         frames = list(self._frames)
         symbols = [-1 if frame.symbol is None else _index(self._strings, frame.symbol) for frame in frames]
         mappings = [-1 if frame.mapping is None else _index(self._mappings, frame.mapping) for frame in frames]
-        types = (np.int64, np.int32, np.int32, np.int32, np.int32, np.int32, np.int64, np.uint8, np.int32, np.int32, np.int32, np.uint64)
+        types = (np.int64, np.int32, np.int32, np.int32, np.int32, np.int32, np.int64, np.uint8, np.int32, np.int32, np.int32, np.uint64, *[np.int32] * 4)
         columns: list[Sequence[int]] = list(zip(*self._rows, strict=True)) or [()] * len(types)
         return Profile(
             strings=list(self._strings),
@@ -171,6 +186,10 @@ def big(samples: int = 100_000, stacks: int = 5_000, depth: int = 30) -> Profile
             vm=np.zeros(samples, np.int32),
             vcpu=vcpu,
             ip=np.zeros(samples, np.uint64),
+            guest_pid=np.full(samples, -1, np.int32),
+            guest_tid=np.full(samples, -1, np.int32),
+            guest_comm=np.full(samples, -1, np.int32),
+            cgroup=np.full(samples, -1, np.int32),
         ),
         events=["cpu-clock"],
         vms=[Vm(4242, "web")],
@@ -219,5 +238,6 @@ def profiles(draw: st.DrawFn, texts: st.SearchStrategy[str] = hostile_text) -> P
             mode=draw(st.sampled_from(list(Mode))),
             vm=vm,
             vcpu=draw(st.integers(-1, 63)) if vm else -1,
+            guest=draw(st.none() | st.builds(Task, pid=st.integers(0, 2**22), tid=st.integers(0, 2**22), comm=texts, cgroup=st.none() | texts)) if vm else None,
         )
     return builder.build(wall_start=draw(st.none() | st.floats(0, 2e9)))

@@ -17,6 +17,7 @@ import click
 from perfguest.convert import ConvertOptions, load_profile
 from perfguest.errors import PerfguestError, UsageError
 from perfguest.profile import Profile
+from perfguest.selection import Selection, select
 from perfguest.symbols.guest import GuestSymbolOptions
 from perfguest.writers.text import escape
 
@@ -38,7 +39,7 @@ def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], clic
 @click.argument("recording", type=click.Path(path_type=Path), default="perfguest.data")
 @_format_option("script", "Text as `perf script` prints it, for FlameGraph, speedscope, Firefox Profiler, Perfetto [default].")
 @_format_option("pprof", "pprof's profile.proto, gzipped, for `go tool pprof`.")
-@_format_option("chrome", "Chrome trace JSON: a track for each vCPU and each host CPU, for Perfetto.")
+@_format_option("chrome", "Chrome trace JSON: a track for each vCPU, guest thread, and host CPU, for Perfetto.")
 @_format_option("folded", "Folded stacks: a line for each stack, with its number of samples.")
 @click.option(
     "-o",
@@ -61,6 +62,9 @@ def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], clic
 @click.option(
     "--weight", type=click.Choice(["samples", "period"]), help="What --folded counts: samples [default] or the event's period, nanoseconds for clocks."
 )
+@click.option("--guest-comm", multiple=True, metavar="NAME", help="Only samples of guest threads of this name; may be given several times.")
+@click.option("--guest-pid", multiple=True, type=click.IntRange(0), metavar="PID", help="Only samples of this process, as the guest counts it.")
+@click.option("--cgroup", multiple=True, metavar="PATH", help="Only samples of guest processes in this cgroup of the guest, or below it.")
 @click.option("-q", "--quiet", is_flag=True, help="Print no summary.")
 def convert(
     *,
@@ -73,16 +77,22 @@ def convert(
     guest_binary: tuple[str, ...],
     host_root: Path,
     weight: str | None,
+    guest_comm: tuple[str, ...],
+    guest_pid: tuple[int, ...],
+    cgroup: tuple[str, ...],
     quiet: bool,
 ) -> None:
     """Join and name the stacks of RECORDING (perfguest.data), and write them.
 
-    A stack reads, from its root: the VM, the vCPU's thread, then the guest's user functions and its kernel's.
+    A stack reads, from its root: the VM, the vCPU's thread, the guest's thread, then the guest's user functions and its kernel's.
     What the host did in the VM's threads stands under the same thread.
+
+    Guests' functions are named from what `perfguest record` read out of their memory. The options --guest* give files that add to it.
 
     \b
     Examples:
-        perfguest convert --pprof --guestvmlinux /srv/guest/boot/vmlinuz
+        perfguest convert --pprof
+        perfguest convert --chrome --guest-comm nginx
         perfguest convert --script --guestkallsyms web1=web1.kallsyms | stackcollapse-perf.pl | flamegraph.pl >guest.svg
     """
     module, place = _FORMATS[form or "script"]
@@ -90,6 +100,7 @@ def convert(
         raise UsageError("--weight is for --folded", "The other formats hold the samples and their periods.")
     symbols = GuestSymbolOptions(kallsyms=guestkallsyms, vmlinux=guestvmlinux, mounts=guestmount, binaries=guest_binary)
     profile = load_profile(recording, ConvertOptions(guest=symbols, host_root=host_root))
+    profile = select(profile, Selection(guest_comm, guest_pid, cgroup))
     write: Callable[..., None] = importlib.import_module(f"perfguest.writers.{module}").write
     extra = {"weight": weight} if weight else {}
     target = output or place

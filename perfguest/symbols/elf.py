@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ from elftools.elf.sections import NoteSection, Section
 from elftools.elf.segments import NoteSegment
 
 from perfguest.errors import FormatError
-from perfguest.symbols.plt import plt_symbols, section_bytes
+from perfguest.symbols.elf_dynamic import DynamicTables, dynamic_tables
+from perfguest.symbols.plt import Bool, complete_string, plt_symbols, section_bytes, section_present
+from perfguest.symbols.sparse_elf import SparseFile
 from perfguest.symbols.table import GLOBAL, I32, LOCAL, U8, U64, WEAK, RawSymbols, SymbolTable, build_table
 
 _SYMBOL_64 = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")])
@@ -102,6 +104,12 @@ def parse_elf(data: bytes, name: str) -> ElfFile:
     return ElfFile(name, parts.build_id, parts.segments, _table(name, [parts.symbols], parts.ends))
 
 
+def parse_sparse_elf(file: SparseFile, name: str) -> ElfFile:
+    """The same for a file of which some pages are missing: it has the names that are wholly there. ``name`` stands in messages."""
+    parts = _read_parts(name, file)
+    return ElfFile(name, parts.build_id, parts.segments, _table(name, [parts.symbols], parts.ends))
+
+
 @dataclass(frozen=True)
 class _Symbols:
     """Columns of functions, and of labels: code without a type, as hand-written assembly has."""
@@ -139,7 +147,7 @@ def _debug_file(build_id: str, root: str) -> Path | None:
     return path if len(build_id) > 2 and path.is_file() else None
 
 
-def _read_parts(name: str, stream: BinaryIO) -> _Parts:
+def _read_parts(name: str, stream: BinaryIO | SparseFile) -> _Parts:
     # pyelftools trusts what it reads: a damaged file makes it fail in any way.
     try:
         elf = _open(name, stream)
@@ -147,22 +155,41 @@ def _read_parts(name: str, stream: BinaryIO) -> _Parts:
         symbols = [_table_symbols(elf, section) for section in sections if section["sh_type"] in {"SHT_SYMTAB", "SHT_DYNSYM"}]
         symbols.append(_plain(plt_symbols(elf, sections)))
         for section in sections:
-            if section.name == ".gnu_debugdata":
+            if section.name == ".gnu_debugdata" and section_present(section, section["sh_size"]) is None:
                 symbols.append(_debugdata(name, section_bytes(section)))
         code = [section for section in sections if section["sh_flags"] & _SHF_EXECINSTR]
         ends = np.unique(np.array([section["sh_addr"] + section["sh_size"] for section in code], np.uint64))
-        return _Parts(_build_id(elf), tuple(_segments(elf)), _join(symbols), ends)
+        joined = _join(symbols)
+        if isinstance(stream, SparseFile) and _lacks_symbols(elf, stream, sections):
+            tables = dynamic_tables(elf, stream)
+            joined = _sized(_join([joined, _columns(tables, elf.elfclass, np.zeros(1 << 16, bool))] if tables else [joined]))
+        return _Parts(_build_id(elf), tuple(_segments(elf)), joined, ends)
     except (FormatError, OSError):
         raise
     except Exception as error:
         raise FormatError(f"{name} is a damaged ELF file: {type(error).__name__}: {error}", "Its functions cannot be named.") from error
 
 
-def _open(name: str, stream: BinaryIO) -> ELFFile:
+def _lacks_symbols(elf: ELFFile, file: SparseFile, sections: list[Section]) -> bool:
+    """Whether names that the file has are missing. Then a symbol without a size must not reach to the next one: another may stand between."""
+    if not file.present(elf["e_shoff"], elf.num_sections() * elf["e_shentsize"]).all():
+        return True
+    tables = [section for section in sections if section["sh_type"] in {"SHT_SYMTAB", "SHT_DYNSYM"} or section.name == ".gnu_debugdata"]
+    strings = [elf.get_section(section["sh_link"]) for section in tables]
+    return any(section_present(section, section["sh_size"]) is not None for section in [*tables, *strings] if section["sh_type"] != "SHT_NULL")
+
+
+def _sized(symbols: _Symbols) -> _Symbols:
+    rows = np.flatnonzero(symbols.size > 0)
+    names = [symbols.names[row] for row in rows.tolist()]
+    return _Symbols(symbols.start[rows], symbols.size[rows], symbols.binding[rows], symbols.label[rows], names)
+
+
+def _open(name: str, stream: BinaryIO | SparseFile) -> ELFFile:
     if stream.read(4) != b"\x7fELF":
         raise FormatError(f"{name} is no ELF file")
     size = stream.seek(0, io.SEEK_END)
-    elf = ELFFile(stream)
+    elf = ELFFile(cast(BinaryIO, stream))
     if not elf.little_endian:
         raise FormatError(f"{name} is a big-endian ELF file")
     header = elf.header
@@ -190,25 +217,39 @@ def _build_id(elf: ELFFile) -> str:
 
 def _table_symbols(elf: ELFFile, section: Section) -> _Symbols:
     """Functions and labels of a symbol table: defined, in a section of code, with a name."""
-    layout = _SYMBOL_64 if elf.elfclass == 64 else _SYMBOL_32
-    raw = section_bytes(section)
-    entries = np.frombuffer(raw, layout, len(raw) // layout.itemsize)
-    strings = section_bytes(elf.get_section(section["sh_link"]))
+    raw, linked = section_bytes(section), elf.get_section(section["sh_link"])
+    strings = section_bytes(linked)
+    tables = DynamicTables(raw, section_present(section, len(raw)), strings, section_present(linked, len(strings)))
     code = np.zeros(1 << 16, bool)
     for index, holder in enumerate(elf.iter_sections()):
         if index < _FIRST_RESERVED_SECTION:
             code[index] = bool(holder["sh_flags"] & _SHF_EXECINSTR)
+    return _columns(tables, elf.elfclass, code)
+
+
+def _columns(tables: DynamicTables, width: int, code: Bool) -> _Symbols:
+    """``code``: for each number of a section whether it holds code."""
+    layout = _SYMBOL_64 if width == 64 else _SYMBOL_32
+    count = len(tables.symbols) // layout.itemsize
+    entries = np.frombuffer(tables.symbols, layout, count)
     kind = entries["info"] & 15
     function = np.isin(kind, (_STT_FUNC, _STT_GNU_IFUNC)) & (entries["section"] != _SHN_UNDEF)
     visible = ~np.isin(entries["other"] & 3, (_STV_INTERNAL, _STV_HIDDEN))
     label = (kind == _STT_NOTYPE) & code[entries["section"]] & visible
-    rows = entries[(function | label) & (entries["name"] > 0) & (entries["name"] < len(strings))]
+    chosen = (function | label) & (entries["name"] > 0) & (entries["name"] < len(tables.strings))
+    if tables.symbols_there is not None:
+        chosen &= tables.symbols_there[: count * layout.itemsize].reshape(count, -1).all(axis=1)
+    rows = entries[chosen]
+    names = _strings(tables.strings, rows["name"].tolist())
+    if tables.strings_there is not None:
+        there = [complete_string(tables.strings, tables.strings_there, start) for start in rows["name"].tolist()]
+        rows, names = rows[np.array(there, bool)], [name for name, complete in zip(names, there, strict=True) if complete]
     return _Symbols(
         rows["value"].astype(np.uint64),
         rows["size"].astype(np.uint64),
         _STB_TO_BINDING[rows["info"] >> 4],
         (rows["info"] & 15) == _STT_NOTYPE,
-        _strings(strings, rows["name"].tolist()),
+        names,
     )
 
 

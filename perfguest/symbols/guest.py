@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names guest addresses from files that the user gives: of kernels, and of the guests' programs.
+"""Names guest addresses: of kernels, and of the guests' programs, from what was read out of the guests' memory and from files that the user gives.
 
+Of a kernel a file that the user gives comes first, and what was read fills its gaps; of a program it is the other way round.
 A file is believed only if it is proven to be this guest's. Of a kernel: a copy of /proc/kallsyms must have the syscall entry where
 the guest's LSTAR points; an image is moved there, by a distance that KASLR can have chosen; and where there is machine code, the
 samples must agree with it (:meth:`GuestSymbols.check_kernels`). Of a program: see :mod:`perfguest.symbols.guest_user`.
@@ -17,11 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError, UsageError
-from perfguest.symbols.guest_calls import U64, Bool
-from perfguest.symbols.guest_columns import Columns
+from perfguest.formats.guest_snapshot import GuestSnapshot
+from perfguest.symbols.guest_calls import I64, U64, Bool
+from perfguest.symbols.guest_columns import Columns, overlay
 from perfguest.symbols.guest_kernel import KERNEL_HALF, PROVEN, UNKNOWN, GuestKernel, KernelFile, kernel_offset
 from perfguest.symbols.guest_user import GuestPrograms
 from perfguest.symbols.host import Dso, Resolved
+from perfguest.symbols.snapshot_kernel import SnapshotKernels
+from perfguest.symbols.snapshot_user import SnapshotPrograms
+from perfguest.symbols.table import SymbolTable
 
 I32 = npt.NDArray[np.int32]
 I8 = npt.NDArray[np.int8]
@@ -84,13 +89,17 @@ class GuestSymbols:
         self._vms = list(vms)
         self._kernels = kernels
         self._programs = programs
+        self._read_kernels: SnapshotKernels | None = None
+        self._read_programs: SnapshotPrograms | None = None
         # Of each file the VMs that it was refused for, and why.
         self._refusals = refusals
         self._checks: list[str] = []
 
     @classmethod
-    def build(cls, vms: Sequence[GuestVm], options: GuestSymbolOptions) -> GuestSymbols:
-        """Reads the files. Raises :class:`UsageError` for an option that names no VM, :class:`FormatError` for a file that is broken or
+    def build(cls, vms: Sequence[GuestVm], options: GuestSymbolOptions, snapshot: GuestSnapshot | None = None) -> GuestSymbols:
+        """Reads the files. ``snapshot``: what the recording has of the guests' memory.
+
+        Raises :class:`UsageError` for an option that names no VM, :class:`FormatError` for a file that is broken or
         is no VM's, and EnvironmentProblem where a program is missing that unpacks it."""
         kernels = [_Kernels() for _ in vms]
         refusals: dict[str, dict[int, FormatError]] = {}
@@ -98,11 +107,18 @@ class GuestSymbols:
             for path, which in _assign(given, vms):
                 _place_kernel(read(path), which, vms, kernels, refusals)
         programs = GuestPrograms(len(vms))
+        mounts: list[list[Path]] = [[] for _ in vms]
         for directory, which in _assign(options.mounts, vms):
             programs.add_directory(directory, which)
+            for place in which:
+                mounts[place].append(Path(directory))
         for binary, which in _assign(options.binaries, vms, lambda text: Path(_split_bias(text)[0]).exists()):
             programs.add_file(*_split_bias(binary), which)
         symbols = cls(vms, kernels, programs, refusals)
+        if snapshot is not None:
+            pids = [vm.pid for vm in vms]
+            symbols._read_kernels = SnapshotKernels(snapshot, pids, symbols.kernel_dsos, [_called(vm) for vm in vms])
+            symbols._read_programs = SnapshotPrograms(snapshot, pids, mounts)
         symbols._refuse_unused()
         return symbols
 
@@ -111,17 +127,27 @@ class GuestSymbols:
         """Lines for people: what could not be named, or not be checked, and why. Complete after the last call of the other methods."""
         lines = []
         for place, (vm, kernels) in enumerate(zip(self._vms, self._kernels, strict=True)):
-            if kernels.naming is None:
+            if kernels.naming is None and not (self._read_kernels and set(self._read_kernels.of_vm[place]) - self._read_kernels.refused):
                 lines.append(f"{_called(vm)}: guest kernel functions have no names: {self._why_unnamed(place)}")
-        return lines + self._checks + self._programs.notes([_called(vm) for vm in self._vms])
+        called = [_called(vm) for vm in self._vms]
+        lines += self._checks + self._programs.notes(called)
+        lines += self._read_kernels.notes if self._read_kernels else []
+        return lines + (self._read_programs.notes(called) if self._read_programs else [])
 
     @property
     def kernel_dsos(self) -> list[str]:
         """perf's name of each VM's kernel."""
         return [_kernel_dso(vm, self._vms) for vm in self._vms]
 
-    def check_kernels(self, vm: I32, addresses: U64, is_return: Bool) -> None:
-        """Holds the kernels against the samples; to be called once, before anything is resolved.
+    def kernel_at(self, vm: I32, time: I64, lstar: U64) -> I32:
+        """For each moment of a VM a number of the kernel that was read out of its memory and ran then, for the methods below; -1 where there is none.
+
+        ``vm``: int32 index; ``time``: int64 nanoseconds; ``lstar``: uint64, the syscall entry in force at that time, 0 where it is not known.
+        """
+        return self._read_kernels.at(vm, time, lstar) if self._read_kernels else np.full(len(vm), -1, np.int32)
+
+    def check_kernels(self, vm: I32, addresses: U64, is_return: Bool, kernel: I32 | None = None) -> None:
+        """Holds the kernels against the samples; to be called once, before anything is resolved. ``kernel``: as :meth:`kernel_at` gives it.
 
         ``vm``: int32 index of each; ``addresses``: uint64 guest kernel addresses, of samples' instructions or, where ``is_return``, of returns in their chains.
         A file that they contradict is not used; raises :class:`FormatError` with the figures where it was good for no other VM.
@@ -130,50 +156,77 @@ class GuestSymbols:
             mine = vm == place
             ips, returns = addresses[mine & ~is_return], np.unique(addresses[mine & is_return])
             images = self._kernels[place].images
-            for kernel in list(images):
-                problem = _contradiction(kernel, ips, returns, _called(self._vms[place]))
+            for image in list(images):
+                problem = _contradiction(image, ips, returns, _called(self._vms[place]))
                 if problem is not None:
-                    images.remove(kernel)
-                    self._refusals.setdefault(kernel.file.path, {})[place] = problem
+                    images.remove(image)
+                    self._refusals.setdefault(image.file.path, {})[place] = problem
             self._checks.extend(_unchecked(self._kernels[place], self._vms[place], ips, returns))
+        if self._read_kernels and kernel is not None:
+            self._read_kernels.check(kernel[is_return], addresses[is_return])
         self._refuse_unused()
 
-    def resolve_kernel(self, vm: I32, addresses: U64) -> Resolved:
-        """``vm``: int32 index for each of ``addresses`` (uint64, of the guest's kernel half)."""
+    def resolve_kernel(self, vm: I32, addresses: U64, kernel: I32 | None = None) -> Resolved:
+        """``vm``: int32 index for each of ``addresses`` (uint64, of the guest's kernel half). ``kernel``: as :meth:`kernel_at` gives it."""
         out = Columns(len(addresses))
         for place in np.unique(vm[vm >= 0]).tolist():
             mine = np.flatnonzero(vm == place)
             dso = _kernel_dso(self._vms[place], self._vms)
-            kernel, proving = self._kernels[place].naming, self._kernels[place].proving
+            naming, proving = self._kernels[place].naming, self._kernels[place].proving
             build_id = proving.build_id if proving is not None else ""
             out.set_dso(mine[addresses[mine] >= np.uint64(KERNEL_HALF)], Dso(dso, build_id))
-            if kernel is None:
-                continue
-            symbol = kernel.table.lookup(addresses[mine])
-            named = symbol >= 0
-            out.set_names(mine[named], symbol[named], kernel.table, addresses[mine[named]])
-            for number in np.unique(kernel.table.dso[symbol[named]]).tolist():
-                if number:
-                    out.set_dso(mine[named][kernel.table.dso[symbol[named]] == number], Dso(kernel.table.dsos[number], ""))
+            if naming is not None:
+                mine = mine[~_name_kernel(out, naming.table, mine, addresses[mine])]
+            for number, rows in self._read_kernels_of(kernel, mine):
+                self._name_read_kernel(out, number, rows, addresses, Dso(dso, build_id) if build_id else None)
         return out.resolved()
 
-    def resolve_user(self, vm: I32, cr3: U64, addresses: U64, is_return: Bool) -> Resolved:
+    def _read_kernels_of(self, kernel: I32 | None, rows: npt.NDArray[np.intp]) -> list[tuple[int, npt.NDArray[np.intp]]]:
+        """(Number of a kernel that was read, those of ``rows`` whose it is)."""
+        if kernel is None or self._read_kernels is None:
+            return []
+        used = set(np.unique(kernel[rows]).tolist()) - {-1} - self._read_kernels.refused
+        return [(number, rows[kernel[rows] == number]) for number in sorted(used)]
+
+    def _name_read_kernel(self, out: Columns, number: int, rows: npt.NDArray[np.intp], addresses: U64, dso: Dso | None) -> None:
+        assert self._read_kernels is not None  # noqa: S101 - where a number came from
+        first: int | None = number
+        read = self._read_kernels.kernels[number]
+        out.set_dso(rows[addresses[rows] >= np.uint64(KERNEL_HALF)], dso or Dso(read.table.dsos[0], read.build_id))
+        while first is not None and len(rows):
+            rows = rows[~_name_kernel(out, self._read_kernels.kernels[first].table, rows, addresses[rows])]
+            first = self._read_kernels.successor(first)
+
+    def resolve_user(self, vm: I32, cr3: U64, addresses: U64, is_return: Bool, process: I64 | None = None) -> Resolved:
         """Names of guest user addresses. Columns of one length: ``vm`` int32 index, ``cr3`` and ``addresses`` uint64, ``is_return`` bool:
-        an address of a chain, not of the sample itself.
+        an address of a chain, not of the sample itself; ``process`` int64: the snapshot's reading of the process, or -1.
 
         All addresses of the recording belong into one call, because those of one address space together prove which program ran in it.
         A return address gets the name of the byte before it, the call's, and its offset is that byte's.
         """
-        return self._programs.resolve(vm, cr3, addresses, is_return)
+        if self._read_programs is None or process is None:
+            return self._programs.resolve(vm, cr3, addresses, is_return)
+        read = self._read_programs.resolve(process, addresses, is_return)
+        if self._programs.given:
+            read = overlay(read, self._programs.resolve(vm, cr3, addresses, is_return))
+        self._read_programs.count_unnamed(vm, process, read.name >= 0, read.dso >= 0)
+        return read
 
-    def proven_returns(self, vm: I32, addresses: U64) -> I8:
-        """For each guest kernel return address int8 1: it follows a call in the kernel's text; 0: it does not, so it is none; -1: not known."""
+    def proven_returns(self, vm: I32, addresses: U64, kernel: I32 | None = None) -> I8:
+        """For each guest kernel return address int8 1: it follows a call in the kernel's text; 0: it does not, so it is none; -1: not known.
+
+        ``kernel``: as :meth:`kernel_at` gives it.
+        """
         proven = np.full(len(addresses), UNKNOWN, np.int8)
         for place in np.unique(vm[vm >= 0]).tolist():
-            kernel = self._kernels[place].proving
-            if kernel is not None:
-                mine = vm == place
-                proven[mine] = kernel.proven_returns(addresses[mine])
+            proving = self._kernels[place].proving
+            mine = np.flatnonzero(vm == place)
+            if proving is not None:
+                proven[mine] = proving.proven_returns(addresses[mine])
+            if self._read_kernels is None or (proving is not None and proving.code is not None):
+                continue
+            for number, rows in self._read_kernels_of(kernel, mine):
+                proven[rows] = self._read_kernels.kernels[number].proven_returns(addresses[rows])
         return proven
 
     def _refuse_unused(self) -> None:
@@ -190,6 +243,17 @@ class GuestSymbols:
         if refused:
             return "; ".join(refused)
         return "give --guestkallsyms with a copy of the guest's /proc/kallsyms, or --guestvmlinux with its /boot/vmlinuz"
+
+
+def _name_kernel(out: Columns, table: SymbolTable, rows: npt.NDArray[np.intp], addresses: U64) -> Bool:
+    """Names what the table knows of ``addresses``, those of ``rows``; gives which."""
+    symbol = table.lookup(addresses)
+    named = symbol >= 0
+    out.set_names(rows[named], symbol[named], table, addresses[named])
+    for number in np.unique(table.dso[symbol[named]]).tolist():
+        if number:
+            out.set_dso(rows[named][table.dso[symbol[named]] == number], Dso(table.dsos[number], ""))
+    return named
 
 
 def _assign(given: Sequence[str], vms: Sequence[GuestVm], exists: Callable[[str], bool] = lambda text: Path(text).exists()) -> list[tuple[str, list[int]]]:

@@ -36,3 +36,18 @@ class Columns:
 
     def resolved(self) -> Resolved:
         return Resolved(list(self._names), list(self._dsos), self._name, self._offset, self._dso, self._start, self._limit, self._pgoff)
+
+
+def overlay(first: Resolved, second: Resolved) -> Resolved:
+    """``first``, and where it has no name, all that ``second`` says of the address, if it has one."""
+    use = (first.name < 0) & (second.name >= 0)
+    return Resolved(
+        first.names + second.names,
+        first.dsos + second.dsos,
+        np.where(use, second.name + len(first.names), first.name).astype(np.int32),
+        np.where(use, second.offset, first.offset),
+        np.where(use & (second.dso >= 0), second.dso + len(first.dsos), np.where(use, -1, first.dso)).astype(np.int32),
+        np.where(use, second.start, first.start),
+        np.where(use, second.limit, first.limit),
+        np.where(use, second.pgoff, first.pgoff),
+    )

@@ -23,9 +23,9 @@ KERNEL_HALF = 1 << 63
 MODULES_END = 0xFFFFFFFFFF000000
 
 _ENTRY = "entry_SYSCALL_64"
-# CONFIG_PHYSICAL_ALIGN, and RANDOMIZE_BASE's range: the image stays within 1 GiB.
-_KASLR_STEP = 2 << 20
-_KASLR_END = 1 << 30
+#: CONFIG_PHYSICAL_ALIGN, and RANDOMIZE_BASE's range: the image stays within 1 GiB.
+KASLR_STEP = 2 << 20
+KASLR_END = 1 << 30
 _MAX_TEXT_FILE = 1 << 28
 _GZIP_MAGIC = b"\x1f\x8b"
 _SYMBOL_LINE = re.compile(rb"[0-9a-fA-F]{8,16} \S \S")
@@ -110,7 +110,7 @@ def kernel_offset(file: KernelFile, lstar: int) -> int:
             raise FormatError(
                 f"{file.path}: this {file.what} is of another boot or another kernel: {figures}", "Copy /proc/kallsyms from this guest while it runs."
             )
-    elif offset % _KASLR_STEP or not 0 <= offset < _KASLR_END:
+    elif offset % KASLR_STEP or not 0 <= offset < KASLR_END:
         raise FormatError(
             f"{file.path}: this {file.what} is not the kernel that the guest ran: {figures}; {moves}, not by {offset:#x}",
             "Give the file of the kernel that `uname -r` prints in the guest.",

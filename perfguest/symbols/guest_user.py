@@ -88,6 +88,10 @@ class GuestPrograms:
         # By VM: reason -> (address spaces, addresses).
         self._unnamed: dict[int, dict[str, tuple[int, int]]] = {}
 
+    @property
+    def given(self) -> bool:
+        return any(self._given)
+
     def add_directory(self, directory: str, which: Sequence[int]) -> None:
         """All executables in it that are linked to fixed addresses. Raises :class:`UsageError` where it is no directory."""
         root = Path(directory)

@@ -6,9 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import Section, SymbolTableSection
+
+Bool = npt.NDArray[np.bool_]
 
 _ENTRY_BYTES = {".plt": 16, ".plt.sec": 16, ".plt.got": 8}
 # `jmp *disp32(%rip)`, alone or after `endbr64`, each with or without a `bnd` prefix.
@@ -24,6 +28,21 @@ def section_bytes(section: Section) -> bytes:
     section.stream.seek(section["sh_offset"])
     data: bytes = section.stream.read(section["sh_size"])
     return data if len(data) == section["sh_size"] else b""
+
+
+def section_present(section: Section, size: int) -> Bool | None:
+    """Of a file with pages missing: for each of the section's first ``size`` bytes whether it is there. None if all are, as in files on a disk."""
+    find = getattr(section.stream, "present", None)
+    if find is None or section["sh_type"] == "SHT_NOBITS":
+        return None
+    there: Bool = find(section["sh_offset"], size)
+    return None if there.all() else there
+
+
+def complete_string(table: bytes, there: Bool, start: int) -> bool:
+    """Whether the string at ``start`` ends at a zero that is there: missing bytes are zeros, so the first one would end it."""
+    end = table.find(b"\0", start)
+    return end >= 0 and bool(there[end])
 
 
 def plt_symbols(elf: ELFFile, sections: Sequence[Section]) -> list[tuple[int, int, str]]:
@@ -51,7 +70,11 @@ def _slots(elf: ELFFile, sections: Sequence[Section]) -> dict[int, str]:
         names = elf.get_section(section["sh_link"])
         if not isinstance(names, SymbolTableSection):
             continue
+        strings = section_bytes(names.stringtable)
+        there = section_present(names.stringtable, len(strings))
         for relocation in section.iter_relocations():
             if relocation["r_info_sym"]:
-                slots[relocation["r_offset"]] = names.get_symbol(relocation["r_info_sym"]).name
+                symbol = names.get_symbol(relocation["r_info_sym"])
+                if there is None or complete_string(strings, there, symbol["st_name"]):
+                    slots[relocation["r_offset"]] = symbol.name
     return slots

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chrome's trace format as JSON: a track for each thread of a VM, and one for each of the host's CPUs.
+"""Chrome's trace format as JSON: a track for each thread of a VM, one for each thread of its guest, and one for each of the host's CPUs.
 
 Stacks are written as V8's sampling profiler does, in events ``Profile`` and ``ProfileChunk``: the only stack samples that Perfetto takes from JSON
 (``src/trace_processor/importers/json``, ``importers/common/legacy_v8_cpu_profile_tracker``), and speedscope reads the same events
@@ -28,6 +28,9 @@ from perfguest.writers.text import escape, hex_escape
 #: The host's CPUs are shown as threads of a process of this number: the first that no process on Linux can have.
 HOST_CPUS_PID = 1 << 22
 
+# Threads of guests are shown in their VM's process, with numbers that are no thread's on the host: from here on, behind those of the host's CPUs.
+_GUEST_TIDS = 1 << 24
+_GUESTS_LAST = 1 << 21
 _CHUNK = 8192
 # Names with which V8 says that there is no function; readers leave them out or put them elsewhere in the tree.
 _V8_NAMES = {"(root)", "(idle)", "(program)", "(garbage collector)"}
@@ -45,7 +48,10 @@ class _Track:
 
 
 def write(profile: Profile, out: BinaryIO) -> None:
-    """Writes the trace to ``out``, an object with ``traceEvents`` and ``otherData`` (host and notes). A sample of a VM's thread is on two tracks."""
+    """Writes the trace to ``out``, an object with ``traceEvents`` and ``otherData`` (host and notes).
+
+    A sample of a VM's thread is on two tracks, and on that of the guest's thread where it is known.
+    """
     out.write(b'{"traceEvents":[\n')
     separator = b""
     for event in _events(profile):
@@ -61,7 +67,7 @@ def _json(value: Any) -> bytes:
 
 
 def _events(profile: Profile) -> Iterator[bytes]:
-    tracks = [*_cpu_tracks(profile), *_thread_tracks(profile)]
+    tracks = [*_cpu_tracks(profile), *_thread_tracks(profile), *_guest_tracks(profile)]
     yield from _names(tracks)
     labels, callframes = _callframes(profile)
     tree = CallTree.of(profile.stacks, labels)
@@ -85,6 +91,20 @@ def _thread_tracks(profile: Profile) -> Iterator[_Track]:
         vm, tid = profile.vms[samples.vm[row]], int(samples.tid[row])
         name, order = (f"vCPU {vcpu} ({comm})", vcpu) if vcpu >= 0 else (comm or f"thread {tid}", 1 << 20)
         yield _Track(int(samples.pid[row]), tid, name, escape(vm.name) or f"VM {vm.pid}", of_vm[rows], order)
+
+
+def _guest_tracks(profile: Profile) -> Iterator[_Track]:
+    """Threads of guests, by process and thread as the guest counts. Its idle threads all have the number 0: they are one each by vCPU."""
+    samples = profile.samples
+    known = np.flatnonzero((samples.vm >= 0) & (samples.guest_tid >= 0))
+    cpu = np.where(samples.guest_tid[known] == 0, samples.vcpu[known], -1)
+    first, kind = unique_rows(samples.vm[known], samples.guest_pid[known], samples.guest_tid[known], cpu)
+    for number, rows in enumerate(_rows_of(kind, len(first))):
+        # A thread may change its name, as by an exec: it is called by the last one.
+        row = int(known[rows[-1]])
+        pid, tid, comm, vm = int(samples.guest_pid[row]), int(samples.guest_tid[row]), samples.guest_comm[row], profile.vms[samples.vm[row]]
+        name = f"{escape(profile.strings[comm]) if comm >= 0 else 'thread'} {pid}" + (f"/{tid}" if tid != pid else "") + " (guest)"
+        yield _Track(int(samples.pid[row]), _GUEST_TIDS + number, name, escape(vm.name) or f"VM {vm.pid}", known[rows], _GUESTS_LAST + number)
 
 
 def _rows_of(kind: Indices, kinds: int) -> list[Indices]:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from perfguest.profile import I64, Mode, Profile
+from perfguest.profile import I32, I64, U8, Mode, Profile, Samples
 from perfguest.proto import profile_pb2 as pb
 from perfguest.writers.columns import Indices, blocks, has_symbol, unique_rows
 from perfguest.writers.text import escape
@@ -39,7 +39,8 @@ def write(profile: Profile, out: BinaryIO) -> None:
     """Writes the profile to ``out``. The same profile always gives the same bytes.
 
     Values: ``samples``, and for each event the sum of its periods (``cpu`` in nanoseconds for the clock events). Labels: ``execution_mode``, ``vm``,
-    ``vcpu``, ``cpu``, ``pid``, ``tid``, ``comm``, ``event``.
+    ``vcpu``, ``cpu``, ``pid``, ``tid``, ``comm``, ``event``; and of the guest's running thread, where it is known, ``guest_comm``, ``guest_pid``, ``guest_tid``
+    and ``cgroup``.
     """
     with gzip.GzipFile(filename="", mode="wb", fileobj=out, mtime=0) as packed:
         for message in _messages(profile):
@@ -133,7 +134,7 @@ def _locations(profile: Profile, strings: _StringTable) -> Iterator[pb.Profile]:
 
 def _samples(profile: Profile, strings: _StringTable) -> Iterator[pb.Profile]:
     samples = profile.samples
-    labels_first, labels = unique_rows(samples.mode, samples.vm, samples.vcpu, samples.cpu, samples.pid, samples.tid, samples.comm, samples.event)
+    labels_first, labels = unique_rows(*_label_columns(samples))
     label_bytes = [pb.Sample(label=one).SerializeToString() for one in _labels(profile, labels_first, strings)]
     first, kind = unique_rows(samples.stack, labels)
     values = _values(profile, kind, len(first))
@@ -155,17 +156,26 @@ def _values(profile: Profile, kind: Indices, kinds: int) -> I64:
     return values
 
 
+def _label_columns(samples: Samples) -> tuple[I32 | U8, ...]:
+    host = (samples.mode, samples.vm, samples.vcpu, samples.cpu, samples.pid, samples.tid, samples.comm, samples.event)
+    return (*host, samples.guest_comm, samples.guest_pid, samples.guest_tid, samples.cgroup)
+
+
 def _labels(profile: Profile, rows: Indices, strings: _StringTable) -> Iterator[list[pb.Label]]:
-    samples = profile.samples
-    columns = (samples.mode, samples.vm, samples.vcpu, samples.cpu, samples.pid, samples.tid, samples.comm, samples.event)
-    for mode, vm, vcpu, cpu, pid, tid, comm, event in zip(*(column[rows].tolist() for column in columns), strict=True):
+    # The empty one at the end is that of index -1.
+    names = [*profile.strings, ""]
+    columns = (column[rows].tolist() for column in _label_columns(profile.samples))
+    for mode, vm, vcpu, cpu, pid, tid, comm, event, guest_comm, guest_pid, guest_tid, cgroup in zip(*columns, strict=True):
         texts = {
             "execution_mode": Mode(mode).label,
             "vm": profile.vms[vm].name if vm >= 0 else "",
-            "comm": profile.strings[comm],
+            "comm": names[comm],
             "event": profile.events[event],
+            "guest_comm": names[guest_comm],
+            "cgroup": names[cgroup],
         }
-        numbers = {"cpu": cpu, "pid": pid, "tid": tid} | ({"vcpu": vcpu} if vcpu >= 0 else {})
+        numbers = {"cpu": cpu, "pid": pid, "tid": tid}
+        numbers |= {key: number for key, number in (("vcpu", vcpu), ("guest_pid", guest_pid), ("guest_tid", guest_tid)) if number >= 0}
         yield [
             *(pb.Label(key=strings[key], str=strings[escape(text)]) for key, text in texts.items() if text),
             *(pb.Label(key=strings[key], num=number, num_unit=strings[key]) for key, number in numbers.items()),

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from perfguest.profile import Mapping, Mode, Profile
+from perfguest.profile import Mapping, Mode, Profile, Vm
 from perfguest.writers import chrome_trace
 from perfguest.writers.chrome_trace import HOST_CPUS_PID
 from perfguest.writers.columns import display_names
 from tests import profiles
-from tests.profiles import Frame, ProfileBuilder
+from tests.profiles import Frame, ProfileBuilder, Task
 
 Sample = tuple[int, tuple[str, ...]]
 
@@ -101,7 +101,19 @@ def _expected(profile: Profile) -> dict[tuple[int, int], list[Sample]]:
         tracks[HOST_CPUS_PID, HOST_CPUS_PID + 1 + int(columns.cpu[row])].append(sample)
         if columns.vm[row] >= 0:
             tracks[int(columns.pid[row]), int(columns.tid[row])].append(sample)
+    threads = _guest_threads(profile)
+    for number, thread in enumerate(sorted(set(threads) - {None})):
+        for row in (row for row, other in enumerate(threads) if other == thread):
+            path = tuple(names[frame] for frame in profile.stacks.of(int(columns.stack[row]))[::-1]) or ("[unknown]",)
+            tracks[int(columns.pid[row]), (1 << 24) + number].append((int(columns.time[row]) // 1000, path))
     return dict(tracks)
+
+
+def _guest_threads(profile: Profile) -> list[tuple[int, ...] | None]:
+    """Of each sample the guest's thread: VM, process, thread, and for idle threads the vCPU."""
+    columns = profile.samples
+    rows = zip(columns.vm.tolist(), columns.guest_pid.tolist(), columns.guest_tid.tolist(), columns.vcpu.tolist(), strict=True)
+    return [(vm, pid, tid, -1 if tid else vcpu) if vm >= 0 and tid >= 0 else None for vm, pid, tid, vcpu in rows]
 
 
 def test_perfetto_finds_all_stacks() -> None:
@@ -133,6 +145,20 @@ def test_tracks_have_names_and_an_order() -> None:
     assert ("process_name", HOST_CPUS_PID, HOST_CPUS_PID, "Host CPUs") in metadata
     assert ("thread_name", 4242, 4251, "vCPU 1 (CPU 1/KVM)") in metadata
     assert ("thread_sort_index", 4242, 4251, 1) in metadata
+
+
+def test_guest_threads_are_tracks_of_their_vm() -> None:
+    builder, vm, stack = ProfileBuilder(), Vm(42, "web"), [Frame("f", Mode.GUEST_USER, Mapping("/bin/x"))]
+    tasks = [Task(7, 7, "nginx"), Task(7, 8, "nginx worker"), Task(0, 0, "swapper/0"), Task(0, 0, "swapper/1"), Task(7, 7, "sh")]
+    for number, (task, vcpu) in enumerate(zip(tasks, (0, 1, 0, 1, 1), strict=True)):
+        builder.sample(stack, time=10**9 + number * 1000, pid=42, tid=50 + vcpu, vm=vm, vcpu=vcpu, guest=task)
+    trace = _trace(builder.sample(stack, time=2 * 10**9, pid=42, tid=50, vm=vm, vcpu=0).build())
+    tracks = {name: [at for at, _ in rows] for name, rows in _as_speedscope(trace).items()}
+    # By its last name, though it was nginx before; samples of an unknown thread are on no guest's track.
+    assert tracks["sh 7 (guest)"] == [0, 4] and tracks["nginx worker 7/8 (guest)"] == [0]
+    assert len(tracks["swapper/0 0 (guest)"]) == len(tracks["swapper/1 0 (guest)"]) == 1
+    assert sum(len(rows) for name, rows in tracks.items() if name.endswith("(guest)")) == 5
+    assert {event["pid"] for event in trace["traceEvents"]} == {42, HOST_CPUS_PID}
 
 
 def test_times_have_nanoseconds_where_the_format_has_room() -> None:

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from perfguest.profile import Mapping, Mode, Profile
+from perfguest.profile import Mapping, Mode, Profile, Vm
 from perfguest.proto import profile_pb2 as pb
 from perfguest.writers import pprof
 from tests import profiles
-from tests.profiles import Frame, ProfileBuilder
+from tests.profiles import Frame, ProfileBuilder, Task
 
 
 def _write(profile: Profile, path: Path) -> Path:
@@ -170,13 +170,25 @@ def _check(profile: Profile, message: pb.Profile) -> None:
     for sample in message.sample:
         numbers = {message.string_table[label.key]: label.num for label in sample.label if label.num_unit}
         frames = tuple(location - 1 for location in sample.location_id)
-        there[frames, numbers["cpu"], numbers["pid"], numbers["tid"], numbers.get("vcpu", -1)] += sample.value[0]
+        task = (numbers.get("guest_pid", -1), numbers.get("guest_tid", -1))
+        there[frames, numbers["cpu"], numbers["pid"], numbers["tid"], numbers.get("vcpu", -1), *task] += sample.value[0]
         for event, value in enumerate(sample.value[1:]):
             periods[event] += value
     columns = profile.samples
-    rows = zip(*(column.tolist() for column in (columns.stack, columns.cpu, columns.pid, columns.tid, columns.vcpu)), strict=True)
+    kept = (columns.stack, columns.cpu, columns.pid, columns.tid, columns.vcpu, columns.guest_pid, columns.guest_tid)
+    rows = zip(*(column.tolist() for column in kept), strict=True)
     assert there == Counter((tuple(profile.stacks.of(stack).tolist()), *others) for stack, *others in rows)
     assert periods == Counter({event: int(np.sum(columns.period[columns.event == event])) for event in range(len(profile.events))} if len(columns) else {})
+
+
+@pytest.mark.parametrize(
+    ("focus", "total"), [("guest_comm=nginx", "500us"), ("guest_pid=7:7", "500us"), ("guest_tid=8:8", "250us"), ("cgroup=/web.service", "250us")]
+)
+def test_guest_threads_are_labels(focus: str, total: str, tmp_path: Path) -> None:
+    builder = ProfileBuilder()
+    for task in (Task(7, 7, "nginx"), Task(7, 8, "nginx", "/system.slice/web.service"), Task(0, 0, "swapper/0")):
+        builder.sample([Frame("f", Mode.GUEST_USER, Mapping("/bin/x"))], vm=Vm(4242, "web"), guest=task)
+    assert f"Showing nodes accounting for {total}," in _go(_write(builder.build(), tmp_path / "p.pb.gz"), "-top", "-unit=us", f"-tagfocus={focus}")
 
 
 def test_other_threads_have_no_vm_label() -> None:

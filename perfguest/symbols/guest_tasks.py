@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the guest's threads each record belongs to, and which reading of its process says what was mapped then.
+
+The record itself carries the thread, read at the sample's moment. Of records from before the module was told where the guest keeps its tasks,
+those of the guest's user mode are given the process whose page table was loaded, if that process is known to have lived before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfguest.formats.guest_snapshot import GuestSnapshot
+from perfguest.formats.guest_stream import FLAG_USER, GuestSamples
+from perfguest.proto import guest_pb2 as pb
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+#: ``PG_SAMPLE_CR3`` and ``PG_SAMPLE_TASK`` of kmod/perfguest_abi.h.
+FLAG_CR3, FLAG_TASK = 1 << 9, 1 << 12
+
+_CR3_ADDRESS = np.uint64(0x000FFFFFFFFFF000)
+# With page-table isolation the page table of user mode is the second of two pages.
+_USER_TABLE = np.uint64(0x1000)
+_MAX_COMM = 16
+_MAX_PATH = 4096
+
+
+@dataclass(frozen=True)
+class GuestTasks:
+    """Columns by record; -1 where not known.
+
+    ``pid``: int32, the process (tgid); ``tid``: int32; ``comm``: int32 index into ``comms``; ``cgroup``: int32 index into ``cgroups``.
+    ``process``: int64 index into the snapshot's processes: the one whose mappings held.
+    ``space``: int64, what tells equal user addresses apart: an index into ``space_vm`` (int32), ``space_process`` (int64, as ``process``) and
+    ``space_id`` (uint64: equal for equal address spaces of unknown mappings).
+    """
+
+    pid: I32
+    tid: I32
+    comm: I32
+    comms: list[str]
+    cgroup: I32
+    cgroups: list[str]
+    process: I64
+    space: I64
+    space_vm: I32
+    space_process: I64
+    space_id: U64
+
+
+def guest_tasks(records: GuestSamples, vm: I32, pids: Sequence[int], snapshot: GuestSnapshot | None) -> GuestTasks:
+    """``vm``: int32 index into ``pids`` (the VMs' host pids) for each record."""
+    known, tgid, tid, start, comm, comms = _running(records)
+    cr3 = records.column("cr3", np.uint64) & _CR3_ADDRESS
+    process = np.full(len(vm), -1, np.int64)
+    pid = np.where(known, tgid, -1).astype(np.int32)
+    cgroup, cgroups = np.full(len(vm), -1, np.int32), list[str]()
+    if snapshot is not None and snapshot.processes:
+        time = records.column("time", np.int64)
+        flags = records.column("flags", np.uint64)
+        page_table = np.where(flags & np.uint64(FLAG_CR3), cr3, 0).astype(np.uint64)
+        readings = _Readings(snapshot.processes, pids)
+        identity = readings.identity(vm, known, tgid, start)
+        guessed = ~known & ((flags & np.uint64(FLAG_USER)) != 0) & (page_table != 0)
+        readings.guess(identity, guessed, vm, page_table, time)
+        process = readings.at(identity, page_table, time)
+        guessed &= process >= 0
+        pid[guessed] = readings.tgid[process[guessed]]
+        cgroup, cgroups = readings.cgroup_of(identity)
+        comm = comm.copy()
+        comm[guessed] = len(comms) + process[guessed].astype(np.int32)
+        comms = [*comms, *(_text(one.comm, _MAX_COMM) for one in snapshot.processes)]
+    # The reading of the process tells all; where there is none the page table has to.
+    first, space = _distinct(vm, process, pid, np.where(known, start, 0), np.where(process >= 0, 0, cr3))
+    identifiers = (np.arange(len(first), dtype=np.uint64) + np.uint64(1)) << np.uint64(12)
+    return GuestTasks(
+        pid=pid,
+        tid=np.where(known, tid, -1).astype(np.int32),
+        comm=comm,
+        comms=comms,
+        cgroup=cgroup,
+        cgroups=cgroups,
+        process=process,
+        space=space,
+        space_vm=vm[first],
+        space_process=process[first],
+        space_id=identifiers,
+    )
+
+
+def _distinct(*columns: npt.NDArray[np.integer[Any]]) -> tuple[I64, I64]:
+    """The rows that are the first of their kind, and for each row the number of its kind. Column by column: sorting rows whole takes ten times as long."""
+    first, kind = np.zeros(0, np.int64), np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        values, number = np.unique(column, return_inverse=True)
+        _, first, kind = np.unique(kind * len(values) + number, return_index=True, return_inverse=True)
+    return first.astype(np.int64), kind.astype(np.int64)
+
+
+def _running(records: GuestSamples) -> tuple[npt.NDArray[np.bool_], I32, I32, U64, I32, list[str]]:
+    """Of each record whether it carries the guest's thread, and the thread's tgid, pid, start and comm."""
+    count = len(records)
+    fields = records.fields.dtype.names or ()
+    if not {"task_pid", "task_tgid", "task_start", "task_comm"} <= set(fields):
+        none = np.full(count, -1, np.int32)
+        return np.zeros(count, bool), none, none, np.zeros(count, np.uint64), none, []
+    known = (records.column("flags", np.uint64) & np.uint64(FLAG_TASK)) != 0
+    raw, comm = np.unique(records.column("task_comm", "S16"), return_inverse=True)
+    comms = [_text(bytes(one), _MAX_COMM) for one in raw.tolist()]
+    tgid, tid = (records.column(name, np.int64) for name in ("task_tgid", "task_pid"))
+    # A process's number fits 22 bits; what does not was read from somewhere else.
+    known &= (tgid < 1 << 30) & (tid < 1 << 30)
+    return known, tgid.astype(np.int32), tid.astype(np.int32), records.column("task_start", np.uint64), np.where(known, comm, -1).astype(np.int32), comms
+
+
+def _text(raw: bytes, most: int) -> str:
+    return raw.split(b"\0", 1)[0][:most].decode("utf-8", "replace")
+
+
+class _Readings:
+    """The readings of processes in columns. Several readings of the same (VM, tgid, start) have the same identity."""
+
+    def __init__(self, processes: Sequence[pb.Process], pids: Sequence[int]) -> None:
+        places = {pid: place for place, pid in enumerate(pids)}
+        self._processes = processes
+        self.vm: I32 = np.array([places.get(one.vm_pid, -1) for one in processes], np.int32)
+        self.tgid: I32 = np.array([one.tgid & 0x3FFFFFFF for one in processes], np.int32)
+        self._time: U64 = np.array([one.time for one in processes], np.uint64)
+        self._start: U64 = np.array([one.start_time for one in processes], np.uint64)
+        self._cr3: U64 = np.array([one.cr3 for one in processes], np.uint64) & _CR3_ADDRESS
+        keys = np.stack([self.vm.astype(np.uint64), self.tgid.astype(np.uint64), self._start], axis=1)
+        self._keys, identity = np.unique(keys, axis=0, return_inverse=True)
+        self._identity: I64 = identity.reshape(-1).astype(np.int64)
+        order = np.lexsort((self._time, self._identity))
+        bounds = np.searchsorted(self._identity[order], np.arange(len(self._keys) + 1))
+        self._rows = [order[first:last] for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
+
+    def identity(self, vm: I32, known: npt.NDArray[np.bool_], tgid: I32, start: U64) -> I64:
+        """For each record the identity of its process, or -1 where it was never read."""
+        result = np.full(len(vm), -1, np.int64)
+        rows = np.flatnonzero(known & (vm >= 0))
+        mine = np.stack([vm[rows].astype(np.uint64), tgid[rows].astype(np.uint64), start[rows]], axis=1)
+        both, number = np.unique(np.concatenate([self._keys, mine]), axis=0, return_inverse=True)
+        number = number.reshape(-1)
+        of_key = np.full(len(both), -1, np.int64)
+        of_key[number[: len(self._keys)]] = np.arange(len(self._keys))
+        result[rows] = of_key[number[len(self._keys) :]]
+        return result
+
+    def guess(self, identity: I64, guessed: npt.NDArray[np.bool_], vm: I32, cr3: U64, time: I64) -> None:
+        """Gives an identity to the records in ``guessed``: the one process of their page table that lived all around their time."""
+        asked = np.flatnonzero(guessed)
+        if not len(asked):
+            return
+        count = len(self._keys)
+        # The guest's boot clock runs as the host's does; how far they are apart is at most what any process says that was read after it started.
+        distance = np.full(int(self.vm.max(initial=-1)) + 2, np.iinfo(np.int64).max, np.int64)
+        started = (self._start < np.uint64(1 << 62)) & (self._time < np.uint64(1 << 62)) & (self._start > 0)
+        np.minimum.at(distance, self.vm[started], self._time[started].astype(np.int64) - self._start[started].astype(np.int64))
+        last = np.zeros(count, np.int64)
+        np.maximum.at(last, self._identity[started], self._time[started].astype(np.int64))
+        seen = identity >= 0
+        np.maximum.at(last, identity[seen], time[seen])
+        fitting, found = np.zeros(len(asked), np.int64), np.full(len(asked), -1, np.int64)
+        vm, cr3, time = vm[asked], cr3[asked], time[asked]
+        for row in np.flatnonzero(started & (self.vm >= 0) & (self._cr3 != 0)).tolist():
+            born = int(self._start[row]) + int(distance[self.vm[row]])
+            one = self._identity[row]
+            mine = (vm == self.vm[row]) & _same_table(cr3, self._cr3[row]) & (time >= born) & (time <= last[one])
+            fitting[mine & (found != one)] += 1
+            found[mine] = one
+        identity[asked] = np.where(fitting == 1, found, -1)
+
+    def at(self, identity: I64, cr3: U64, time: I64) -> I64:
+        """The reading that held: of those with this page table (an exec makes a new one) the last one before, else the first one after."""
+        result = np.full(len(identity), -1, np.int64)
+        order = np.argsort(identity, kind="stable")
+        bounds = np.searchsorted(identity[order], np.arange(len(self._keys) + 1))
+        for rows, first, last in zip(self._rows, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            mine = order[first:last]
+            for table in np.unique(cr3[mine]).tolist():
+                of_table = mine[cr3[mine] == table]
+                own = self._cr3[rows]
+                fitting = rows[(own == 0) | (table == 0) | _same_table(np.full(len(rows), table, np.uint64), own)]
+                if len(fitting):
+                    at = np.searchsorted(self._time[fitting], time[of_table].astype(np.uint64), "right") - 1
+                    result[of_table] = fitting[np.maximum(at, 0)]
+        return result
+
+    def cgroup_of(self, identity: I64) -> tuple[I32, list[str]]:
+        """The last known cgroup of each record's process, as index into the list, or -1."""
+        texts: dict[str, int] = {}
+        numbers = np.full(len(self._rows) + 1, -1, np.int32)
+        for one, rows in enumerate(self._rows):
+            text = next((text for row in rows[::-1].tolist() if (text := _text(self._processes[row].cgroup, _MAX_PATH))), "")
+            if text:
+                numbers[one] = texts.setdefault(text, len(texts))
+        return numbers[identity], list(texts)
+
+
+def _same_table(cr3: U64, own: U64 | np.uint64) -> npt.NDArray[np.bool_]:
+    """``cr3`` of records, ``own`` of a process's kernel half."""
+    result: npt.NDArray[np.bool_] = (cr3 == own) | (cr3 == (own | _USER_TABLE))
+    return result

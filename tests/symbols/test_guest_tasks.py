@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which thread a record belongs to, and which reading of its process: made-up times, where each case is one that a guest can make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfguest.formats.guest_snapshot import GuestSnapshot
+from perfguest.formats.guest_stream import Chains, GuestSamples
+from perfguest.proto import guest_pb2 as pb
+from perfguest.symbols.guest_tasks import FLAG_CR3, FLAG_TASK, GuestTasks, guest_tasks
+
+FIELDS = [("time", "<u8"), ("flags", "<u8"), ("cr3", "<u8"), ("task_pid", "<u4"), ("task_tgid", "<u4"), ("task_start", "<u8"), ("task_comm", "S16")]
+USER = 1
+PIDS = [42, 43]
+A, B = 0x10000, 0x20000
+
+
+def tasks(rows: list[tuple[int, int, int, int, int, int, bytes]], processes: list[pb.Process], vm: int = 0) -> GuestTasks:
+    """``rows``: (time, flags, cr3, tid, tgid, start, comm)."""
+    none = Chains(np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.uint64), np.zeros(len(rows), np.int32))
+    samples = GuestSamples(np.array(rows, np.dtype(FIELDS)), none, none)
+    return guest_tasks(samples, np.full(len(rows), vm, np.int32), PIDS, GuestSnapshot(Path("/nowhere"), processes=processes))
+
+
+def known(time: int, cr3: int, tgid: int = 5, start: int = 100, *, comm: bytes = b"worker") -> tuple[int, int, int, int, int, int, bytes]:
+    return time, FLAG_TASK | FLAG_CR3 | USER, cr3, 6, tgid, start, comm
+
+
+def unknown(time: int, cr3: int, flags: int = USER) -> tuple[int, int, int, int, int, int, bytes]:
+    return time, FLAG_CR3 | flags, cr3, 0, 0, 0, b""
+
+
+def process(time: int, cr3: int, tgid: int = 5, start: int = 100, *, cgroup: bytes = b"") -> pb.Process:
+    return pb.Process(vm_pid=42, time=time, cr3=cr3, tgid=tgid, pid=tgid, start_time=start, comm=b"main", cgroup=cgroup)
+
+
+def test_the_record_says_who_ran() -> None:
+    found = tasks([known(1000, A, comm=b"a\0junk"), unknown(1000, A, 0)], [])
+    assert found.pid.tolist() == [5, -1] and found.tid.tolist() == [6, -1] and found.process.tolist() == [-1, -1]
+    assert [found.comms[one] for one in found.comm.tolist() if one >= 0] == ["a"] and found.comm[1] == -1
+
+
+def test_the_last_reading_before_counts_else_the_first_after() -> None:
+    found = tasks([known(time, A) for time in (500, 1000, 1500, 2500)], [process(2000, A), process(1000, A)])
+    assert found.process.tolist() == [1, 1, 1, 0]
+    assert found.space[0] == found.space[2] != found.space[3]
+
+
+def test_an_exec_changes_the_page_table_and_with_it_the_mappings() -> None:
+    found = tasks([known(500, A), known(1500, B), known(3000, A + 0x100000)], [process(1000, A), process(2000, B)])
+    assert found.process.tolist() == [0, 1, -1]
+
+
+def test_page_table_isolation_has_a_second_table() -> None:
+    assert tasks([known(1500, A | 0x1000)], [process(1000, A)]).process.tolist() == [0]
+
+
+def test_a_number_used_again_is_another_process() -> None:
+    found = tasks([known(1500, A, start=100), known(1500, A, start=900)], [process(1000, A, start=100)])
+    assert found.process.tolist() == [0, -1] and found.pid.tolist() == [5, 5]
+    assert found.space[0] != found.space[1]
+
+
+def test_another_vm_is_another_guest() -> None:
+    assert tasks([known(1500, A)], [process(1000, A)], vm=1).process.tolist() == [-1]
+
+
+def test_cgroups_are_those_of_the_process() -> None:
+    found = tasks([known(1500, A), known(1500, A, tgid=9)], [process(1000, A, cgroup=b"/old"), process(2000, A, cgroup=b"/new"), process(1, B, 9)])
+    assert [found.cgroups[one] if one >= 0 else None for one in found.cgroup.tolist()] == ["/new", None]
+
+
+def test_records_from_before_the_module_knew_are_given_who_lived_all_the_time() -> None:
+    """The guest's clock is at most 10 behind, as its second process says: so the first one was there at 110."""
+    early = [unknown(1500, A), unknown(1500, B), unknown(1500, A, 0), unknown(105, A), unknown(9000, A)]
+    found = tasks([*early, known(3000, A)], [process(1000, A), process(2000, A + 0x100000, tgid=7, start=1990)])
+    # Not of the kernel's mode, where another thread may borrow the table; not before it lived; not after it was last seen.
+    assert found.process.tolist() == [0, -1, -1, -1, -1, 0]
+    assert found.pid.tolist() == [5, -1, -1, -1, -1, 5] and found.tid[0] == -1
+    assert found.comms[found.comm[0]] == "main"
+
+
+def test_two_that_fit_are_none() -> None:
+    found = tasks([unknown(1500, A), known(3000, A), known(3000, A, 9, 50)], [process(1000, A), process(1000, A, 9, 50)])
+    assert found.process[0] == -1 and found.pid[0] == -1
+
+
+U64 = st.integers(0, 2**64 - 1) | st.sampled_from([0, A, 100])
+U32 = st.integers(0, 2**32 - 1) | st.sampled_from([0, 5])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2**63 - 1), U64, U64, U32, U32, U64, st.binary(max_size=16)), max_size=6),
+    st.lists(st.builds(pb.Process, vm_pid=st.just(42) | U32, time=U64, cr3=U64, tgid=U32, start_time=U64, comm=st.binary(max_size=20)), max_size=5),
+)
+def test_hostile_tasks_break_nothing(rows: list[tuple[int, int, int, int, int, int, bytes]], processes: list[pb.Process]) -> None:
+    found = tasks(rows, processes)
+    assert found.process.max(initial=-1) < len(processes) and found.comm.max(initial=-1) < max(len(found.comms), 1)
+    assert len(found.space_vm) == len(found.space_process) == len(found.space_id)
