@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 from perfguest.errors import CaptureError, EnvironmentProblem, PerfguestError, UsageError
@@ -30,6 +30,19 @@ class ModuleSettings:
     chain_depth: int = 127
     buffer_kb: int = 4096
     pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskLayout:
+    """Where a guest's kernel keeps its running task. ``current``, added to the GS base modulo 2^64, is the address of the pointer to it; the others are byte
+    offsets in ``struct task_struct``."""
+
+    current: int
+    pid: int
+    tgid: int
+    comm: int
+    start: int
+    stack: int
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,18 @@ class ModuleFiles:
     def disable(self) -> None:
         self._write("enable", "0")
 
+    def write_task_layout(self, vm_id: int, layout: TaskLayout | None) -> None:
+        """From now on samples of this VM say which thread of the guest ran; with None no more. A VM that is not there any more needs nothing."""
+        if not (self.directory / "tasks").exists():
+            raise EnvironmentProblem("the loaded module is too old for that", "Unload it: rmmod perfguest.")
+        words = (vm_id, *(astuple(layout) if layout else ()))
+        try:
+            self._put("tasks", " ".join(map(str, words)))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._problem("write", "tasks", error) from error
+
     def _trigger(self, wanted: str) -> str:
         available, _ = self.choices("trigger")
         if wanted == "auto":
@@ -159,14 +184,17 @@ class ModuleFiles:
             raise EnvironmentProblem(f"the trigger {wanted} is not available on this kernel", f"Available: {', '.join(available)}. Leave out --trigger.")
         return wanted
 
-    def _write(self, name: str, value: str) -> None:
+    def _put(self, name: str, value: str) -> None:
         # In one write(2), without truncation, as the kernel's files want it.
+        fd = os.open(self.directory / name, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            fd = os.open(self.directory / name, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, f"{value}\n".encode())
-            finally:
-                os.close(fd)
+            os.write(fd, f"{value}\n".encode())
+        finally:
+            os.close(fd)
+
+    def _write(self, name: str, value: str) -> None:
+        try:
+            self._put(name, value)
         except OSError as error:
             raise self._problem("write", f"{name} ({value})" if value else name, error) from error
 

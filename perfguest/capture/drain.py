@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from perfguest.errors import CaptureError, PerfguestError
@@ -18,12 +19,14 @@ READ_SIZE = 1 << 20
 
 class Drain:
     """Appends whole reads of all streams to a file. ``streams``: non-blocking file descriptors by CPU, which this closes in the end.
+    ``observe`` is given each of the reads, once it is written; it must neither wait nor raise.
 
     ``failed`` is a file descriptor that becomes readable when the thread has given up; :meth:`stop` then raises why. What was written until then can be read.
     """
 
-    def __init__(self, streams: dict[int, int], path: Path, format_text: bytes) -> None:
+    def __init__(self, streams: dict[int, int], path: Path, format_text: bytes, observe: Callable[[bytes], None] | None = None) -> None:
         self.bytes_written = 0
+        self._observe = observe
         self.failed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._path = path
@@ -100,6 +103,8 @@ class Drain:
         except OSError as error:
             raise CaptureError(f"cannot read the module's stream of CPU {cpu}: {error.strerror}", "See dmesg.") from error
         self._write(data)
+        if self._observe:
+            self._observe(data)
         return len(data)
 
     def _write(self, data: bytes) -> None:

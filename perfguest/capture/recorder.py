@@ -14,6 +14,7 @@ import perfguest
 from perfguest.capture import events, host, module, preflight
 from perfguest.capture.debugfs import LOST_REASONS, ModuleFiles, ModuleSettings, Stats
 from perfguest.capture.drain import Drain
+from perfguest.capture.guests import Guests, GuestSettings
 from perfguest.capture.host import HostPaths
 from perfguest.capture.kallsyms import KallsymsCopy
 from perfguest.capture.messages import Messages, human_size, plural
@@ -23,6 +24,7 @@ from perfguest.capture.vms import Vm, VmList, printable, select_vms
 from perfguest.capture.waiting import wait_readable
 from perfguest.capture.workload import Workload, check_command
 from perfguest.errors import CaptureError, PerfguestError
+from perfguest.formats.guest_snapshot import DIRECTORY as SNAPSHOT
 from perfguest.formats.recording import FORMAT_VERSION, prepare_directory, write_recording
 from perfguest.proto import recording_pb2 as pb
 
@@ -34,7 +36,8 @@ _RESERVE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class RecordSettings:
-    """What to record. ``event``: None for the best one here. ``pids`` and ``vm``: which VMs, all by default. ``duration``: seconds, None for no limit."""
+    """What to record. ``event``: None for the best one here. ``pids`` and ``vm``: which VMs, all by default. ``duration``: seconds, None for no limit.
+    ``guests``: what may be read of their memory."""
 
     output: Path = Path("perfguest.data")
     event: str | None = None
@@ -46,6 +49,7 @@ class RecordSettings:
     command: tuple[str, ...] = ()
     perf: str = "perf"
     kdir: Path | None = None
+    guests: GuestSettings = field(default_factory=GuestSettings)
 
 
 def record(settings: RecordSettings, paths: HostPaths | None = None, kernel: module.Kernel | None = None, messages: Messages | None = None) -> int:
@@ -90,6 +94,7 @@ class _Session:
         self._files = ModuleFiles(paths.debugfs)
         self._stats = Stats()
         self._problems: list[PerfguestError] = []
+        self._guests: Guests | None = None
 
     def run(self, perf: str, version: str, event: str) -> int:
         applied = self._files.apply(replace(self._settings.module, pids=self._pids))
@@ -156,7 +161,9 @@ class _Session:
 
     def _start_drain(self, stack: ExitStack) -> Drain:
         streams = self._files.open_streams(host.online_cpus(self._paths))
-        drain = Drain(streams, self._to.guest_stream, self._files.read("format"))
+        format_text = self._files.read("format")
+        self._guests = self._start_guests(stack, format_text)
+        drain = Drain(streams, self._to.guest_stream, format_text, self._guests.observe if self._guests else None)
         stack.callback(drain.close)
         self._files.enable()
         stack.callback(self._disable)
@@ -166,6 +173,20 @@ class _Session:
             self._recording.sampling.locator = available[0] if available else "auto"
         drain.start()
         return drain
+
+    def _start_guests(self, stack: ExitStack, format_text: bytes) -> Guests | None:
+        if self._settings.guests.mode == "off":
+            return None
+        guests = Guests(self._settings.guests, self._paths.proc, self._to.directory / SNAPSHOT, format_text, self._files.write_task_layout)
+        stack.callback(guests.close)
+        guests.start()
+        return guests
+
+    def _finish_guests(self) -> None:
+        """Gives what is being read of the guests' memory a little more time; a signal ends that too."""
+        if self._guests:
+            self._signals.clear()
+            self._guests.finish(self._signals.fd)
 
     def _watch(self, perf: Perf, drain: Drain, workload: Workload | None) -> None:
         """Until something ends it."""
@@ -194,6 +215,7 @@ class _Session:
                 step()
             except PerfguestError as error:
                 self._problems.append(error)
+        self._finish_guests()
         self._vms.refresh(thorough=True)
         self._recording.ended = ended
         del self._recording.vms[:]
@@ -249,6 +271,8 @@ class _Session:
         seconds = max(0.0, self._recording.ended - self._recording.started)
         vms = self._stats.vms if self._stats.vms is not None else len(self._recording.vms)
         name = printable(str(self._settings.output))
+        for line in self._guests.summary({vm.pid: vm.name for vm in self._vms.vms}) if self._guests else ():
+            self._messages.result(line)
         self._messages.result(
             f"{name}: {seconds:.1f} s, {plural(vms, 'VM')}, {plural(self._stats.written, 'guest stack')}, {self._stats.lost:,} lost, "
             f"perf.data {human_size(_size(self._to.perf_data))}"

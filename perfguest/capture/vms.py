@@ -58,7 +58,7 @@ class VmList:
             if known is None and looks >= _LOOKS and not thorough:
                 continue
             self._looks[key] = looks + 1
-            if known is not None or _has_vm(self._proc / str(pid)):
+            if known is not None or holds_vm(self._proc / str(pid)):
                 self._vms[key] = _describe(self._proc / str(pid), pid, start, known)
 
 
@@ -139,7 +139,8 @@ def _start_time(process: Path) -> int | None:
     return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
 
 
-def _has_vm(process: Path) -> bool:
+def holds_vm(process: Path) -> bool:
+    """Whether the process of this directory under /proc has a VM now."""
     try:
         with os.scandir(process / "fd") as entries:
             return any(_link(entry.path) == _VM_LINK for entry in entries)

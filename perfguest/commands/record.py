@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 
 from perfguest.capture.debugfs import ModuleSettings
+from perfguest.capture.guest_cache import cache_directory
+from perfguest.capture.guests import GuestSettings
 from perfguest.capture.recorder import RecordSettings
 from perfguest.capture.recorder import record as run_recorder
 
@@ -59,6 +61,21 @@ def _size(least: int, most: int, multiple: int = 1) -> Callable[[click.Context, 
 @click.option(
     "-m", "--buffer", callback=_size(64 << 10, 1 << 30, 1024), default="4M", show_default=True, metavar="SIZE", help="The module's buffer, of each CPU."
 )
+@click.option(
+    "--guest-memory",
+    type=click.Choice(["all", "kernel", "off"]),
+    default=GuestSettings.mode,
+    show_default=True,
+    help="What may be read of the guests' memory for naming and unwinding: see docs/privacy.md.",
+)
+@click.option(
+    "--guest-wait",
+    type=click.FloatRange(0),
+    default=GuestSettings.wait,
+    show_default=True,
+    metavar="SECONDS",
+    help="At the end, wait at most so long for what is still being read of the guests' memory.",
+)
 @click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="End after this time.")
 @click.option(
     "--kdir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Headers to build the module with [default: the running kernel's]."
@@ -79,6 +96,8 @@ def record(
     chain_depth: int,
     clock: str,
     buffer: int,
+    guest_memory: str,
+    guest_wait: float,
     duration: float | None,
     kdir: Path | None,
     perf: str,
@@ -89,7 +108,8 @@ def record(
     Needs root. Loads the kernel module if it is not there (built first if need be), and unloads it afterwards.
     """
     module = ModuleSettings(trigger, locator, clock, kernel_stack, user_stack, chain_depth, buffer >> 10)
-    sys.exit(run_recorder(RecordSettings(output, event, frequency, pid, vm, module, duration, command, perf, kdir)))
+    guests = GuestSettings(guest_memory, guest_wait, cache_directory())
+    sys.exit(run_recorder(RecordSettings(output, event, frequency, pid, vm, module, duration, command, perf, kdir, guests)))
 
 
 if __name__ == "__main__":

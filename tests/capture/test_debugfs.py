@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfguest.capture.debugfs import ModuleFiles, ModuleSettings, parse_choices, parse_stats
+from perfguest.capture.debugfs import ModuleFiles, ModuleSettings, TaskLayout, parse_choices, parse_stats
 from perfguest.errors import CaptureError, EnvironmentProblem, PerfguestError, UsageError
 from tests.capture.fake_host import FakeHost
 
@@ -125,3 +125,21 @@ def test_module_that_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match="No such file") as raised:
         ModuleFiles(tmp_path).apply(ModuleSettings())
     assert "perfguest module status" in raised.value.hint
+
+
+_LAYOUT = TaskLayout(0xFFFF_8880_0000_1000, 2416, 2420, 2976, 2784, 32)
+
+
+def test_tasks_are_told_and_forgotten(fake_host: FakeHost) -> None:
+    tasks = fake_host.paths.debugfs / "perfguest/tasks"
+    tasks.write_text("")
+    ModuleFiles(fake_host.paths.debugfs).write_task_layout(3, _LAYOUT)
+    assert tasks.read_text() == "3 18446612682070036480 2416 2420 2976 2784 32\n"
+    tasks.write_text("")
+    ModuleFiles(fake_host.paths.debugfs).write_task_layout(3, None)
+    assert tasks.read_text() == "3\n"
+
+
+def test_module_without_tasks_says_so(fake_host: FakeHost) -> None:
+    with pytest.raises(EnvironmentProblem, match="too old"):
+        ModuleFiles(fake_host.paths.debugfs).write_task_layout(3, _LAYOUT)

@@ -60,6 +60,16 @@ def test_what_waits_when_it_stops_is_taken(fake_host: FakeHost, tmp_path: Path) 
     assert (tmp_path / "guest.stream").read_bytes() == _HEAD + b"late record"
 
 
+def test_what_is_written_is_shown(fake_host: FakeHost, tmp_path: Path) -> None:
+    shown: list[bytes] = []
+    drain = Drain(ModuleFiles(fake_host.paths.debugfs).open_streams([0, 1]), tmp_path / "guest.stream", FORMAT, shown.append)
+    os.write(fake_host.streams[0], b"one read")
+    drain.start()
+    drain.stop()
+    drain.close()
+    assert shown == [b"one read"]
+
+
 def test_stream_that_ends_does_not_spin(fake_host: FakeHost, tmp_path: Path) -> None:
     drain = _drain(fake_host, tmp_path / "guest.stream")
     os.write(fake_host.streams[0], b"the last")

@@ -50,7 +50,7 @@ class Recorded:
 
 @pytest.fixture(scope="session")
 def recorded(host: Host) -> Recorded:
-    host.perfguest("record", "-F", "500", "--", "sleep", "20")
+    host.perfguest("record", "--guest-memory", "off", "-F", "500", "--", "sleep", "20")
     host.run("sh", "-c", 'cp "$PERFGUEST_GUEST_KALLSYMS" guest.kallsyms && cp -r "$PERFGUEST_GUEST_ROOT" guest.root')
     return Recorded(host.work / "perfguest.data", host.work / "guest.kallsyms", host.work / "guest.root", host.lab.truth)
 
@@ -58,6 +58,14 @@ def recorded(host: Host) -> Recorded:
 @pytest.fixture(scope="session")
 def profile(recorded: Recorded) -> Profile:
     return recorded.profile()
+
+
+@pytest.fixture(scope="session")
+def unaided(host: Host, recorded: Recorded) -> Profile:
+    """Recorded until the guest's programs have been read out of its memory and then for a while; converted with nothing given."""
+    read = "until ls unaided/guests/binaries/*.pb.gz >/dev/null 2>&1; do sleep 0.2; done; sleep 15"
+    host.perfguest("record", "--guest-wait", "300", "-o", "unaided", "-F", "200", "--", "timeout", "600", "sh", "-c", read)
+    return load_profile(host.work / "unaided")
 
 
 def stream_of(recording: Path) -> GuestStream:
@@ -114,7 +122,7 @@ def test_losses_are_exact_when_nobody_reads(host: Host) -> None:
 @pytest.mark.parametrize("locator", ["preempt", "accessor", "scan"])
 def test_locators_agree(host: Host, locator: str) -> None:
     host.perfguest("module", "load")
-    host.perfguest("record", "-o", f"by-{locator}", "-F", "300", "--locator", locator, "--", "sleep", "3")
+    host.perfguest("record", "--guest-memory", "off", "-o", f"by-{locator}", "-F", "300", "--locator", locator, "--", "sleep", "3")
     stats = parse_stats(host.run("cat", "/sys/kernel/debug/perfguest/stats").stdout)
     host.perfguest("module", "unload")
     assert stats.values["locator"] == locator
@@ -154,6 +162,37 @@ def test_truth(recorded: Recorded, profile: Profile) -> None:
         assert chains[chain] / number == pytest.approx(share, abs=4 * (share * (1 - share) / number) ** 0.5)
 
 
+def test_kernel_names_come_out_of_the_guests_memory(recorded: Recorded, unaided: Profile) -> None:
+    check_kernel_names(recorded.kallsyms, unaided)
+
+
+def test_threads_and_programs_come_out_of_the_guests_memory(recorded: Recorded, unaided: Profile) -> None:
+    """From when the guest's kernel was known: each sample has its thread, and the truth program's functions their names."""
+    samples = unaided.samples
+    guest = np.isin(samples.mode, [Mode.GUEST_KERNEL, Mode.GUEST_USER])
+    first = int(np.flatnonzero(guest & (samples.guest_tid >= 0))[0])
+    late = guest & (np.arange(len(guest)) >= first)
+    assert late.sum() > 200
+    assert (samples.guest_tid[late] >= 0).mean() >= 0.99
+    names = Counter(unaided.strings[comm] for comm in samples.guest_comm[late].tolist() if comm >= 0)
+    assert {"pg-truth", "pg-syscalls"} <= set(names)
+    truth = json.loads(recorded.truth.read_text())
+    possible = {tuple(chain["frames"][depth:]) for chain in truth["chains"] for depth in range(len(chain["frames"]))}
+    mine = late & (samples.mode == Mode.GUEST_USER) & np.isin(samples.guest_comm, [unaided.strings.index("pg-truth")])
+    chains = Counter(user_chain(unaided, int(stack), truth["root"]) for stack in samples.stack[mine].tolist())
+    whole = sum(count for chain, count in chains.items() if chain in possible)
+    print(f"{mine.sum()} samples of the truth program with nothing given, {whole} whole and named: {chains.most_common(8)}")
+    assert mine.sum() > 100 and whole >= 0.99 * mine.sum()
+
+
+def user_chain(profile: Profile, stack: int, root: str) -> tuple[str, ...]:
+    """The guest user functions of a stack, from the leaf up to ``root``, or all that there are."""
+    frames = profile.stacks.of(stack)
+    frames = frames[profile.frames.mode[frames] == Mode.GUEST_USER]
+    names = [profile.strings[symbol] if symbol >= 0 else "?" for symbol in profile.frames.symbol[frames].tolist()]
+    return tuple(names[: names.index(root) + 1] if root in names else names)
+
+
 def truth_chains(profile: Profile, root: str) -> list[tuple[str, ...]]:
     """Of the samples that hit guest user code of the truth program: the names from the leaf up to ``root``, or all that there are."""
     program = next(index for index, mapping in enumerate(profile.mappings) if mapping.name == "/bin/workload")
@@ -163,14 +202,17 @@ def truth_chains(profile: Profile, root: str) -> list[tuple[str, ...]]:
         frames = frames[profile.frames.mode[frames] == Mode.GUEST_USER]
         if profile.frames.mapping[frames[0]] != program:
             continue
-        names = [profile.strings[symbol] if symbol >= 0 else "?" for symbol in profile.frames.symbol[frames].tolist()]
-        chains.append(tuple(names[: names.index(root) + 1] if root in names else names))
+        chains.append(user_chain(profile, int(profile.samples.stack[row]), root))
     return chains
 
 
 def test_guest_kernel_names_are_the_guests(recorded: Recorded, profile: Profile) -> None:
+    check_kernel_names(recorded.kallsyms, profile)
+
+
+def check_kernel_names(kallsyms: Path, profile: Profile) -> None:
     """All guest kernel IPs have the name that a lookup in the guest's own kallsyms gives; nearly all lie in known functions."""
-    text = recorded.kallsyms.read_bytes()
+    text = kallsyms.read_bytes()
     lines = [line.split() for line in (gzip.decompress(text) if text[:2] == b"\x1f\x8b" else text).decode().splitlines()]
     functions = sorted((int(words[0], 16), words[2]) for words in lines if words[1] in "tTwW")
     starts = np.array([address for address, _ in functions], np.uint64)
@@ -241,7 +283,7 @@ def test_the_plugin_prints_what_convert_prints(recorded: Recorded, tmp_path: Pat
 
 
 def test_stack_copies(host: Host) -> None:
-    host.perfguest("record", "-o", "copies", "-F", "300", "--kernel-stack", "16384", "--user-stack", "4096", "--", "sleep", "3")
+    host.perfguest("record", "--guest-memory", "off", "-o", "copies", "-F", "300", "--kernel-stack", "16384", "--user-stack", "4096", "--", "sleep", "3")
     data = RecordingPaths(host.work / "copies").guest_stream.stat().st_size
     stream = stream_of(host.work / "copies")
     assert len(stream.samples) > 50
@@ -251,7 +293,7 @@ def test_stack_copies(host: Host) -> None:
 def test_a_killed_recorder_leaves_nothing_running(host: Host) -> None:
     host.perfguest("module", "load")
     script = f"""
-        {sys.executable} -m perfguest record -o killed -- sleep 1000 & recorder=$!
+        {sys.executable} -m perfguest record --guest-memory off -o killed -- sleep 1000 & recorder=$!
         until [ "$(cat /sys/kernel/debug/perfguest/enable)" = 1 ] && pgrep -x sleep -P $recorder; do sleep 0.1; done
         kill -9 $recorder; wait $recorder
         while pgrep -x perf || pgrep -x sleep; do sleep 0.1; done

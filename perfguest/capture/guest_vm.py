@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is read of one VM, in its order: kernel, then the running processes as samples show them, then their files, the most hit first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from perfguest.capture.debugfs import TaskLayout
+from perfguest.capture.guest_check import check_binary, check_kernel, check_layout, check_process, check_vm_kernel, parse
+from perfguest.capture.guest_reader import Message, ReaderProcess
+from perfguest.capture.guest_store import GuestStore
+from perfguest.capture.guest_tasks import GuestTasks
+from perfguest.capture.observer import TaskSeen
+from perfguest.errors import CaptureError, PerfguestError
+from perfguest.formats.guest_stream import VmRecord
+from perfguest.guest.wire import Kind
+from perfguest.proto import guest_pb2 as pb
+
+_MOST_HINTS = 64
+_MOST_SLOTS = 4096
+_OPENINGS = 6
+_READERS = 3
+#: Slots at least so large are the guest's RAM: when they change, what was known of it does not hold.
+_LARGE_SLOT = 64 << 20
+
+
+@dataclass
+class GuestState:
+    """What the summary says of a VM. ``level``: as in ``VmKernel``; empty as long as nothing was tried."""
+
+    release: str = ""
+    level: str = ""
+    reason: str = ""
+    processes: int = 0
+    missed: int = 0
+    binaries: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+
+class GuestVm:
+    """``start``: makes a reader for a VMM's process, or gives None to be asked again later; ``tell``: tells the module where tasks are (None: forget)."""
+
+    def __init__(
+        self,
+        vm_id: int,
+        store: GuestStore,
+        start: Callable[[int], ReaderProcess | None],
+        tell: Callable[[int, TaskLayout | None], None],
+        *,
+        with_processes: bool,
+    ) -> None:
+        self.vm_id = vm_id
+        self.pid = 0
+        self.state = GuestState()
+        self.reader: ReaderProcess | None = None
+        self._store = store
+        self._start = start
+        self._tell = tell
+        self._with_processes = with_processes
+        self._record: VmRecord | None = None
+        self._hints: dict[int, bool] = {}
+        self._la57 = False
+        self._ready = False
+        self._open = False
+        self._openings = 0
+        self._readers = 0
+        self._reboots = 0
+        self._again_at = 0.0
+        self._given_up = False
+        self._asked: dict[str, Any] = {}
+        self._vm_kernel: pb.VmKernel | None = None
+        self._kernel_key = ""
+        self.tasks = GuestTasks(store, self._note)
+
+    # What the samples tell.
+
+    def saw_record(self, record: VmRecord) -> None:
+        before, self._record, self.pid = self._record, record, record.pid
+        if before and (before.lstar != record.lstar or _ram(before) != _ram(record)) and (self._openings or self._open):
+            self._begin_again()
+
+    def saw_page_tables(self, hints: dict[int, bool], la57: bool) -> None:
+        self._la57 = self._la57 or la57
+        for cr3, of_kernel in hints.items():
+            of_kernel = self._hints.pop(cr3, False) or of_kernel  # noqa: PLW2901 - known once is known
+            self._hints[cr3] = of_kernel
+        while len(self._hints) > _MOST_HINTS:
+            del self._hints[next(iter(self._hints))]
+
+    def saw_task(self, task: TaskSeen) -> None:
+        if self._with_processes:
+            self.tasks.saw_task(task)
+
+    def saw_hits(self, tgid: int, page: int, count: int, when: int) -> None:
+        if self._with_processes:
+            self.tasks.saw_hits(tgid, page, count, when)
+
+    # What is done about it.
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to wait for now."""
+        return self._given_up or self._record is None or (not (self.reader and self.reader.busy) and not self._wants_opening() and self._next() is None)
+
+    @property
+    def opening(self) -> bool:
+        return self.reader is not None and self.reader.busy and not self._open
+
+    def step(self, may_open: bool, hurry: bool = False) -> None:
+        """Asks for what is next, if nothing is asked for. ``hurry``: without the pauses between openings."""
+        try:
+            if self.reader:
+                self.reader.check_time()
+            if self._given_up or (self.reader and self.reader.busy):
+                return
+            if self._wants_opening():
+                if may_open and (hurry or time.monotonic() >= self._again_at):
+                    self._ask_opening(hurry)
+            elif request := self._next():
+                self._ask(request)
+        except CaptureError as error:
+            self._lost_reader(error)
+
+    def talk(self) -> None:
+        """Takes what the reader has to say."""
+        if not self.reader:
+            return
+        try:
+            self.reader.write()
+            for message in self.reader.read():
+                self._take(message)
+        except CaptureError as error:
+            self._lost_reader(error)
+
+    def finish(self) -> None:
+        """Ends it; what is not there yet will not be."""
+        unfinished = self._ready and (not self.idle)
+        if self._record is not None and not self._open and not self._given_up:
+            self._give_up(self.state.reason or ("the recording ended before the kernel was read" if self._hints else "no sample gave a page table"))
+        self.state.processes, self.state.missed = self.tasks.answered, self.tasks.missed
+        if unfinished:
+            self._note("the recording ended before all was read")
+        self.close()
+
+    def close(self) -> None:
+        if self.reader:
+            self.reader.close()
+            self.reader = None
+        self._ready = False
+
+    def _wants_opening(self) -> bool:
+        record = self._record
+        return not self._open and not self._given_up and record is not None and record.lstar != 0 and bool(self._hints)
+
+    def _begin_again(self) -> None:
+        if self._open and self._with_processes:
+            self._forget_tasks()
+        self._open = self._given_up = False
+        self._openings = self._readers = 0
+        self._reboots += 1
+        # A guest that does nothing but change its kernel is not to keep the host busy.
+        self._again_at = time.monotonic() + min(60.0, 0.1 * self._reboots**2)
+        self._hints.clear()
+        self.tasks.forget()
+        if self.reader and self.reader.busy:
+            # Its answer would be of what no longer is.
+            self.close()
+
+    def _ask_opening(self, hurry: bool) -> None:
+        record = self._record
+        if record is None:
+            return
+        if self.reader is None:
+            if self._readers >= _READERS:
+                self._give_up(self.state.reason)
+                return
+            self.reader = self._start(record.pid)
+            self._readers += self.reader is not None
+            if self.reader is None and hurry:
+                self._give_up("there are more VMs than are read at once")
+            self._ready = False
+            self._asked = {}
+            return
+        if not self._ready:
+            return
+        # The kernel's own page tables map the kernel surely; the latest are the likeliest to be alive.
+        latest = list(self._hints.items())[::-1]
+        hints = sorted(latest, key=lambda hint: not hint[1])
+        self._openings += 1
+        self._vm_kernel, self._kernel_key = None, ""
+        self._ask(
+            {
+                "do": "open",
+                **self._identity(record.time),
+                "slots": [[slot.gpa, slot.size, slot.hva] for slot in record.memslots[:_MOST_SLOTS]],
+                "hints": [[cr3, record.lstar] for cr3, _ in hints],
+                "la57": self._la57,
+                "known": self._store.known_kernels()[-4096:],
+            }
+        )
+
+    def _identity(self, when: int) -> dict[str, Any]:
+        return {"vm_pid": self.pid, "vm_id": self.vm_id, "time": when}
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        if self.reader:
+            self._asked = request
+            self.tasks.begin(request)
+            self.reader.ask(request)
+
+    def _next(self) -> dict[str, Any] | None:
+        if not self._open or not self._with_processes or not (request := self.tasks.next_request()):
+            return None
+        return {**self._identity(request.get("time", 0)), **request}
+
+    def _take(self, message: Message) -> None:
+        if message.kind == Kind.HELLO:
+            self._take_hello(message.value)
+        elif message.kind == Kind.DONE:
+            self._take_done(message.value)
+        elif message.kind == Kind.KERNEL and self._asked.get("do") == "open":
+            kernel = pb.Kernel()
+            parse(kernel, message.payload)
+            check_kernel(kernel)
+            self._kernel_key = self._store.kernel(kernel)
+        elif message.kind == Kind.EVENT:
+            event = pb.GuestEvent()
+            parse(event, message.payload)
+            self._take_event(event)
+        elif message.kind == Kind.BINARY and self._asked.get("do") == "binary":
+            binary = pb.Binary()
+            parse(binary, message.payload)
+            size = check_binary(binary, self._asked["budget"])
+            key = self._asked["key"]
+            if size and key not in self._store.binaries and self._store.binary(key, binary, size):
+                self.state.binaries.add(key)
+        else:
+            raise CaptureError("the reader of the guest's memory sent what was not asked for", "The guest may be hostile. Recording went on without it.")
+
+    def _take_hello(self, value: dict[str, Any]) -> None:
+        self._ready = True
+        if value.get("unusable"):
+            self._give_up(str(value["unusable"])[:1000])
+        elif value.get("missing"):
+            self._note(str(value["missing"])[:1000])
+
+    def _take_event(self, event: pb.GuestEvent) -> None:
+        which, asked = event.WhichOneof("event"), self._asked.get("do")
+        if which == "kernel" and asked == "open":
+            check_vm_kernel(event.kernel)
+            self._vm_kernel = event.kernel
+        elif which == "process" and asked == "process":
+            check_process(event.process)
+            process = event.process
+            process.vm_pid, process.vm_id, process.time = self.pid, self.vm_id, self._asked["time"]
+            self.tasks.take_process(process, self._asked)
+            self._store.event(event)
+        else:
+            raise CaptureError("the reader of the guest's memory sent what was not asked for", "The guest may be hostile. Recording went on without it.")
+
+    def _take_done(self, value: dict[str, Any]) -> None:
+        asked, self._asked = self._asked, {}
+        failed = str(value.get("failed", ""))[:1000]
+        if asked.get("do") == "open":
+            self._opened(value, failed)
+        elif asked.get("do") == "process":
+            self.tasks.end_process(gone=not failed and not value.get("found"))
+            if failed:
+                self._note(f"a process could not be read: {failed}")
+        elif asked.get("do") == "binary":
+            self.tasks.end_file(asked)
+            if failed:
+                self._note(f"a file could not be read: {failed}")
+
+    def _opened(self, value: dict[str, Any], failed: str) -> None:
+        if failed or self._vm_kernel is None:
+            self.state.reason = failed or "its reader said nothing"
+            self._again_at = time.monotonic() + min(8.0, 0.25 * 2**self._openings)
+            if self._openings >= _OPENINGS:
+                self._give_up(self.state.reason)
+            return
+        kernel, record = self._vm_kernel, self._record
+        layout = check_layout(value.get("layout"))
+        mark = str(value.get("fingerprint", ""))
+        if kernel.kernel:
+            kernel.kernel = self._kernel_key or self._store.known_kernel(kernel.kernel, mark)
+        kernel.vm_pid, kernel.vm_id = self.pid, self.vm_id
+        if record:
+            kernel.time, kernel.lstar = record.time, record.lstar
+        self._store.event(pb.GuestEvent(kernel=kernel))
+        self._open = True
+        self.state.level, self.state.reason = kernel.level, kernel.reason
+        self.state.release = str(value.get("release", ""))[:100]
+        if not self._with_processes:
+            self.close()
+        elif layout:
+            self._tell_tasks(layout)
+
+    def _tell_tasks(self, layout: TaskLayout) -> None:
+        try:
+            self._tell(self.vm_id, layout)
+        except PerfguestError as error:
+            self._note(f"the module cannot tell this VM's processes: {error.message}")
+
+    def _forget_tasks(self) -> None:
+        try:
+            self._tell(self.vm_id, None)
+        except PerfguestError as error:
+            self._note(f"the module cannot forget this VM's processes: {error.message}")
+
+    def _lost_reader(self, error: CaptureError) -> None:
+        """The reader is no more, or not to be listened to any more. Another one may go on, without what this one ended at."""
+        asked, self._asked = self._asked, {}
+        was_open, self._open = self._open, False
+        self.close()
+        self.state.reason = error.message
+        self._note(error.message)
+        self.tasks.lost(asked, again=was_open)
+        if not was_open or self._readers >= _READERS:
+            self._give_up(error.message)
+
+    def _give_up(self, reason: str) -> None:
+        self._given_up = True
+        self.close()
+        if not self.state.level:
+            self.state.level, self.state.reason = "addresses", reason
+            lstar = self._record.lstar if self._record else 0
+            when = self._record.time if self._record else 0
+            kernel = pb.VmKernel(vm_pid=self.pid, vm_id=self.vm_id, time=when, lstar=lstar, level="addresses", reason=reason)
+            self._store.event(pb.GuestEvent(kernel=kernel))
+
+    def _note(self, text: str) -> None:
+        if text not in self.state.problems and len(self.state.problems) < 16:
+            self.state.problems.append(text)
+            self._store.event(pb.GuestEvent(problem=pb.Problem(vm_pid=self.pid, text=text)))
+
+
+def _ram(record: VmRecord) -> set[tuple[int, int, int]]:
+    return {(slot.gpa, slot.size, slot.hva) for slot in record.memslots if slot.size >= _LARGE_SLOT}

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads what naming and unwinding need out of the recorded guests' memory, beside the recording: in a thread of its own, with a process for each VM.
+
+Whatever becomes of it, the recording goes on; :meth:`Guests.summary` says what is missing and why.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from perfguest.capture.debugfs import TaskLayout
+from perfguest.capture.guest_cache import KernelCache
+from perfguest.capture.guest_reader import ReaderLimits, ReaderProcess
+from perfguest.capture.guest_store import GuestStore
+from perfguest.capture.guest_vm import GuestState, GuestVm
+from perfguest.capture.messages import human_size
+from perfguest.capture.observer import Observer, Seen
+from perfguest.capture.vms import holds_vm, printable
+from perfguest.capture.waiting import wait_readable
+from perfguest.errors import CaptureError, PerfguestError
+
+_TICK_SECONDS = 0.25
+#: A reader takes some 100 MB.
+_MOST_READERS = 32
+#: Opening a kernel takes a core for about a second.
+_MOST_OPENING = 2
+
+
+@dataclass(frozen=True)
+class GuestSettings:
+    """``mode``: what may be read, ``all``, ``kernel``, or ``off``. ``wait``: seconds after the end of sampling for what is being read. ``cache``: of kernels,
+    None for none. ``reader``: another command than our own."""
+
+    mode: str = "all"
+    wait: float = 30.0
+    cache: Path | None = None
+    limits: ReaderLimits = field(default_factory=ReaderLimits)
+    reader: Sequence[str] = ()
+
+
+class Guests:
+    """``proc`` is /proc; ``directory`` the recording's ``guests/``; ``tell`` writes a layout of tasks to the module (None: forget it)."""
+
+    def __init__(self, settings: GuestSettings, proc: Path, directory: Path, format_text: bytes, tell: Callable[[int, TaskLayout | None], None]) -> None:
+        self._settings = settings
+        self._proc = proc
+        self._tell = tell
+        self._directory = directory
+        self._vms: dict[int, GuestVm] = {}
+        self._inbox: deque[Seen] = deque()
+        self._stopping = self._abandoned = False
+        self._failure = ""
+        self._store: GuestStore | None = None
+        self._thread: threading.Thread | None = None
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._finished = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._observer: Observer | None = None
+        try:
+            self._observer = Observer(format_text)
+        except PerfguestError as error:
+            self._failure = error.message
+
+    def start(self) -> None:
+        if self._observer:
+            self._thread = threading.Thread(target=self._run, name="guests", daemon=True)
+            self._thread.start()
+
+    def observe(self, data: bytes) -> None:
+        """Whole records, from the thread that drains them. Never raises, never waits."""
+        if self._observer is None:
+            return
+        try:
+            seen = self._observer.look(data)
+        except Exception as error:  # a defect of ours must not end the recording
+            self._failure = f"the stream was not understood: {type(error).__name__}: {error}"
+            self._observer = None
+            return
+        if seen:
+            self._inbox.append(seen)
+            os.eventfd_write(self._wake, 1)
+
+    def finish(self, interrupted: int = -1) -> None:
+        """Waits for what is being read, at most as long as the settings say, or until ``interrupted`` is readable; then ends all readers."""
+        thread = self._thread
+        if thread:
+            self._stopping = True
+            os.eventfd_write(self._wake, 1)
+            wait_readable([self._finished, *([interrupted] if interrupted >= 0 else [])], self._settings.wait)
+            self._end_thread()
+
+    def close(self) -> None:
+        """Afterwards there are no readers."""
+        self._end_thread()
+        for fd in (self._wake, self._finished):
+            if fd >= 0:
+                os.close(fd)
+        self._wake = self._finished = -1
+
+    def summary(self, names: Mapping[int, str]) -> list[str]:
+        """A line for each VM, and one for what failed. ``names``: of VMs by their processes."""
+        lines = []
+        sizes = self._store.binaries if self._store else {}
+        for vm in self._vms.values():
+            name = printable(names.get(vm.pid, f"pid {vm.pid}"))
+            lines.append(f"{name}: {printable(_describe(vm.state, sizes))}")
+        problem = self._failure or (self._store.problem if self._store else "")
+        return [*lines, *([f"guests' memory: {printable(problem)}"] if problem else [])]
+
+    def _end_thread(self) -> None:
+        if self._thread:
+            self._stopping = self._abandoned = True
+            os.eventfd_write(self._wake, 1)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        cache = KernelCache(self._settings.cache)
+        self._store = GuestStore(self._directory, cache)
+        try:
+            self._work()
+        except Exception as error:  # a defect of ours must not end the recording
+            self._failure = f"reading ended early: {type(error).__name__}: {error}"
+        finally:
+            for vm in self._vms.values():
+                vm.close()
+            self._store.close()
+            os.eventfd_write(self._finished, 1)
+
+    def _work(self) -> None:
+        while True:
+            stopping, abandoned = self._stopping, self._abandoned
+            self._take_inbox()
+            opening = sum(vm.opening for vm in self._vms.values())
+            for vm in self._vms.values():
+                before = vm.opening
+                vm.step(may_open=before or opening < _MOST_OPENING, hurry=stopping)
+                opening += vm.opening - before
+            if abandoned or (stopping and not self._inbox and all(vm.idle for vm in self._vms.values())):
+                break
+            self._wait()
+        for vm in self._vms.values():
+            vm.finish()
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        readers = {vm.reader.fd: vm for vm in self._vms.values() if vm.reader}
+        for fd, vm in readers.items():
+            poll.register(fd, select.POLLIN | (select.POLLOUT if vm.reader and vm.reader.wants_to_write else 0))
+        for fd, _ in poll.poll(_TICK_SECONDS * 1000):
+            if fd == self._wake:
+                os.eventfd_read(self._wake)
+            else:
+                readers[fd].talk()
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            seen = self._inbox.popleft()
+            for record in seen.vms:
+                self._vm(record.vm_id).saw_record(record)
+            for vm_id, hints in seen.hints.items():
+                self._vm(vm_id).saw_page_tables(hints, vm_id in seen.la57)
+            for task in seen.new:
+                self._vm(task.vm_id).saw_task(task)
+            for (vm_id, tgid, _, page), count in seen.hits.items():
+                self._vm(vm_id).saw_hits(tgid, page, count, seen.time)
+
+    def _vm(self, vm_id: int) -> GuestVm:
+        if vm_id not in self._vms:
+            if self._store is None:
+                raise AssertionError
+            self._vms[vm_id] = GuestVm(vm_id, self._store, self._start_reader, self._tell_module, with_processes=self._settings.mode == "all")
+        return self._vms[vm_id]
+
+    def _tell_module(self, vm_id: int, layout: TaskLayout | None) -> None:
+        # Once sampling has ended the module takes no more.
+        if not self._stopping:
+            self._tell(vm_id, layout)
+
+    def _start_reader(self, pid: int) -> ReaderProcess | None:
+        if sum(vm.reader is not None for vm in self._vms.values()) >= _MOST_READERS:
+            return None
+        try:
+            memory = os.open(self._proc / str(pid) / "mem", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CaptureError(f"the memory of process {pid} cannot be opened: {error.strerror}", "Recording went on without it.") from error
+        if not holds_vm(self._proc / str(pid)):
+            os.close(memory)
+            raise CaptureError(f"process {pid} has no VM any more", "Recording went on without its memory.")
+        return ReaderProcess(memory, self._settings.limits, self._settings.reader)
+
+
+def _describe(state: GuestState, sizes: Mapping[str, int]) -> str:
+    system = f"Linux {state.release}" if state.release else "kernel not known"
+    missing = "; ".join(dict.fromkeys(reason for reason in (state.reason, *state.problems) if reason))
+    if state.level == "processes":
+        size = human_size(sum(sizes.get(key, 0) for key in state.binaries))
+        processes = f"{state.processes:,} process" + ("" if state.processes == 1 else "es")
+        binaries = f"{len(state.binaries):,} binar" + ("y" if len(state.binaries) == 1 else "ies")
+        text = f"{system}, {processes}, {binaries} ({size}) from its memory"
+        if state.missed:
+            text += f", {state.missed:,} not read in time"
+    elif state.level == "symbols":
+        text = f"{system}, its functions from its memory, no processes"
+    else:
+        text = f"{system}, nothing from its memory"
+    return f"{text}: {missing}" if missing else text

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A reader of guests' memory that does what its first argument says, by perfguest/guest/wire.py: fake_reader.py MODE MEMORY CHANNEL PARENT OPTIONS."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from perfguest.guest import wire
+from perfguest.guest.wire import Kind
+from perfguest.proto import guest_pb2 as pb
+
+LAYOUT = {"current": 0x1FB80, "pid": 2416, "tgid": 2420, "comm": 2976, "start": 2784, "stack": 32}
+
+
+def kernel(build_id: bytes = b"\x01" * 20, names: bytes = b"_stext\0_etext\0") -> pb.Kernel:
+    addresses = b"".join(value.to_bytes(8, "little") for value in (0xFFFFFFFF81000000, 0xFFFFFFFF81000010))
+    return pb.Kernel(release="6.1.0", build_id=build_id, symbols=pb.Symbols(addresses=addresses, types=b"TT", names=names))
+
+
+class Reader:
+    def __init__(self, mode: str, channel: int) -> None:
+        self.mode = mode
+        self.channel = channel
+
+    def send(self, data: bytes) -> None:
+        wire.send(self.channel, data)
+
+    def message(self, kind: Kind, message: Any) -> None:
+        self.send(wire.frame(kind, message.SerializeToString()))
+
+    def done(self, **value: Any) -> None:
+        self.send(wire.pack(Kind.DONE, value))
+
+    def run(self) -> None:
+        if self.mode == "silent from the start":
+            signal.pause()
+        self.send(wire.pack(Kind.HELLO, {"unusable": "no such thing" if self.mode == "unusable" else ""}))
+        while (request := wire.receive(self.channel)) is not None:
+            getattr(self, request["do"])(request)
+
+    def open(self, request: dict[str, Any]) -> None:
+        match self.mode:
+            case "silent":
+                signal.pause()
+            case "busy":
+                while True:
+                    pass
+            case "exit":
+                sys.exit(3)
+            case "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "garbage":
+                self.send(b"garbage" * 100_000)
+            case "huge":
+                self.send(wire.HEAD.pack(0xFFFFFFF0, Kind.KERNEL) + bytes(1 << 20))
+            case "endless":
+                while True:
+                    self.message(Kind.EVENT, pb.GuestEvent(problem=pb.Problem(text="x" * (1 << 20))))
+            case "endless kernels":
+                while True:
+                    self.message(Kind.KERNEL, kernel(os.urandom(20), b"a" * (1 << 20) + b"\0b\0"))
+            case "no message":
+                self.send(wire.frame(Kind.KERNEL, b"\xff" * 100))
+            case "not json":
+                self.send(wire.frame(Kind.DONE, b"{" * 1000))
+            case "deep json":
+                self.send(wire.frame(Kind.DONE, b"[" * 500_000))
+            case "a list":
+                self.send(wire.frame(Kind.DONE, b"[1]"))
+            case "not asked for":
+                self.message(Kind.EVENT, pb.GuestEvent(process=pb.Process(tgid=7)))
+            case "symbols that do not fit":
+                self.message(Kind.KERNEL, kernel(names=b"one\0"))
+            case "a path for a key":
+                self.message(Kind.EVENT, pb.GuestEvent(kernel=pb.VmKernel(level="symbols", kernel="../../../etc/passwd")))
+            case "a layout of nonsense":
+                self.message(Kind.EVENT, pb.GuestEvent(kernel=pb.VmKernel(level="processes")))
+                self.done(layout={**LAYOUT, "pid": "1; rm -rf"})
+            case "fails":
+                self.done(failed="nothing there\x1b[31m")
+            case _:
+                self.opened(request)
+
+    def opened(self, request: dict[str, Any]) -> None:
+        image = kernel()
+        mark = wire.fingerprint(image)
+        if mark not in request["known"]:
+            self.message(Kind.KERNEL, image)
+        self.message(Kind.EVENT, pb.GuestEvent(kernel=pb.VmKernel(level="processes", kernel=image.build_id.hex(), kaslr_offset=0x1000000)))
+        self.done(release="6.1.0", fingerprint=mark, layout=LAYOUT)
+
+    def process(self, request: dict[str, Any]) -> None:
+        if self.mode == "dies at 666" and request["tgid"] == 666:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.mode == "gone":
+            self.done(found=False)
+            return
+        tgid = request["tgid"] + (self.mode == "another process")
+        process = pb.Process(tgid=tgid, start_time=request["start"], comm=b"c%d" % request["tgid"])
+        for at, key in ((0x400, "aa"), (0x500, "bb")):
+            process.mappings.add(start=at << 12, end=(at + 16) << 12, executable=True, path=b"/bin/" + key.encode(), binary=key)
+        self.message(Kind.EVENT, pb.GuestEvent(process=process))
+        self.done(found=True)
+
+    def binary(self, request: dict[str, Any]) -> None:
+        size = request["budget"] + (1 << 20) if self.mode == "more than its budget" else 8192
+        binary = pb.Binary(path=b"/bin/x", size=size)
+        binary.pages.add(address=0, data=bytes(size))
+        self.message(Kind.BINARY, binary)
+        self.done(found=True)
+
+
+if __name__ == "__main__":
+    Reader(sys.argv[1], int(sys.argv[3])).run()
