@@ -6,11 +6,12 @@ PERFGUEST ?= $(CURDIR)/.venv/bin/perfguest
 KERNEL ?= $(shell ls -v /boot/vmlinuz-*-amd64 2>/dev/null | tail -n 1 | sed 's,.*/vmlinuz-,,')
 KDIR ?= /lib/modules/$(KERNEL)/build
 
-.PHONY: help demo test test-quick lint module proto clean
+.PHONY: help demo test test-quick guests lint module proto clean
 help:
 	@echo "make demo        record and convert a guest in the lab; results in demo/"
 	@echo "make test        lint, types and all tests, the lab's too"
 	@echo "make test-quick  the same without the lab"
+	@echo "make guests      what is read out of guests' memory, with the kernels GUEST_KERNELS=VMLINUZ:VMLINUZ..."
 	@echo "make lint        ruff and mypy"
 	@echo "make module      build the kernel module for KDIR=$(KDIR)"
 	@echo "make proto       generate perfguest/proto from proto/"
@@ -31,6 +32,10 @@ test: lint
 
 test-quick: lint
 	$(PYTHON) -m pytest -m "not lab"
+
+# Each image wants its modules beside it, as dpkg -x of a linux-image package leaves them.
+guests:
+	PERFGUEST_GUEST_KERNELS="$(GUEST_KERNELS)" $(PYTHON) -m pytest -v tests/guest
 
 lint:
 	$(PYTHON) -m ruff check .
