@@ -20,7 +20,7 @@ from perfguest.formats.perf_samples import Samples
 _WORKLOAD = [
     "sh",
     "-c",
-    "seq 50000 | sort -n | sha1sum >/dev/null; python3 -c 'import json; json.loads(json.dumps([[i] for i in range(20000)]))'",
+    "seq 200000 | sort -n | sha1sum >/dev/null; python3 -c 'import json; json.loads(json.dumps([[i] for i in range(100000)]))'",
 ]
 _BASE = ["perf", "record", "-q", "-F", "999", "-a", "-g"]
 _COMMANDS = {
