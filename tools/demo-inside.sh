@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The part of `make demo` that runs on the lab's KVM host, as root.
 set -eu
-"$1" record -o perfguest.data -- sleep 15
-# This first version names the guest's functions by copies of the guest's own files.
-cp "$PERFGUEST_GUEST_KALLSYMS" guest.kallsyms
-rm -rf guest.root
-cp -r "$PERFGUEST_GUEST_ROOT" guest.root
+# On a real host the guest's memory has been read after a second or two; emulated, it takes until there are programs, and only then is it worth looking.
+"$1" record --guest-wait 300 -- timeout 300 sh -c '
+	until ls perfguest.data/guests/binaries/*.pb.gz >/dev/null 2>&1; do sleep 0.2; done
+	sleep 15'

@@ -305,10 +305,6 @@ def test_a_killed_recorder_leaves_nothing_running(host: Host) -> None:
     assert not meta.complete
 
 
-def test_fifty_rounds_of_load_and_unload(host: Host) -> None:
-    assert "rounds 50" in host.run(sys.executable, Path(__file__).parent / "rounds.py", "50", timeout=2400).stdout
-
-
 def test_the_kernel_log_is_clean(host: Host) -> None:
     """The last test here: of everything that was done before."""
     log = host.lab.dmesg()
