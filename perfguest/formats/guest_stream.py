@@ -19,10 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError
+from perfguest.formats.recording import STREAM_MAGIC, STREAM_VERSION
 from perfguest.profile import I32, I64, U64
 
-MAGIC = b"PERFGUEST-STREAM"
-FILE_VERSION = 1
 ABI_VERSION = 1
 
 #: Kinds of sections and flags of samples: ``enum pg_section_kind`` and ``PG_SAMPLE_*`` in kmod/perfguest_abi.h.
@@ -182,12 +181,12 @@ def read_guest_stream(path: Path) -> GuestStream:
 
 def _read_head(path: Path, data: bytes) -> tuple[str, int]:
     """The format text and the offset of the first record."""
-    if len(data) < _HEAD.size or not data.startswith(MAGIC):
+    if len(data) < _HEAD.size or not data.startswith(STREAM_MAGIC):
         raise FormatError(f"{path}: not a guest stream of perfguest", "Give the directory that 'perfguest record' wrote.")
     _, version, length = _HEAD.unpack_from(data)
-    if version != FILE_VERSION:
+    if version != STREAM_VERSION:
         raise FormatError(
-            f"{path}: version {version} of the file format, this perfguest reads {FILE_VERSION}", "Convert with the perfguest that recorded it, or a newer one."
+            f"{path}: file format {version}, this perfguest reads {STREAM_VERSION}", "Convert with the perfguest that recorded it, or a newer one."
         )
     if _HEAD.size + length > len(data):
         raise FormatError(f"{path}: cut off in its head, at offset {len(data)}", "The recording was ended before it began: record again.")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from perfguest.errors import FormatError
 from perfguest.formats import guest_stream
 from perfguest.formats.guest_stream import read_guest_stream
+from perfguest.formats.recording import STREAM_MAGIC
 
 DATA = lzma.decompress((Path(__file__).parent / "data" / "lab.stream.xz").read_bytes())
 ABI = Path(__file__).parents[2] / "kmod" / "perfguest_abi.h"
@@ -106,7 +107,7 @@ def test_records_and_fields_of_a_later_module_are_stepped_over(tmp_path: Path) -
     unknown = struct.pack("<IIQIIQ", 77, 32, 1, 0, 0, 0)
     assert len(read(tmp_path, DATA[:HEAD] + unknown + DATA[HEAD:]).samples) == 60
     text = DATA[24:HEAD].rstrip(b"\0").replace(b"\nname: lost\n", b"\nname: news\nID: 77\nsize: 32\n\tfield:u64 x;\toffset:24;\tsize:8;\n\nname: lost\n")
-    head = struct.pack("<16sII", guest_stream.MAGIC, 1, len(text)) + text
+    head = struct.pack("<16sII", STREAM_MAGIC, 1, len(text)) + text
     assert len(read(tmp_path, head + bytes(-len(head) % 8) + unknown + DATA[HEAD:]).samples) == 60
 
 
@@ -140,7 +141,7 @@ def test_garbage_gives_our_errors_or_what_is_left(tmp_path: Path, data: st.DataO
     [
         (b"", "not a guest stream"),
         (b"PERFILE2" + bytes(100), "not a guest stream"),
-        (DATA[:16] + struct.pack("<I", 2) + DATA[20:], "version 2"),
+        (DATA[:16] + struct.pack("<I", 2) + DATA[20:], "file format 2"),
         (DATA.replace(b"abi: 1\n", b"abi: 2\n"), "records of version 2"),
         (DATA[: HEAD - 100], "cut off in its head"),
         (re.sub(rb"field:u64 ip;", rb"field:u64 pi;", DATA), "lacks ip"),
