@@ -58,3 +58,14 @@ def decode_orc(message: guest_pb2.Orc, what: str) -> tuple[U64, bytes]:
 
 def _unordered(addresses: U64) -> bool:
     return bool(np.any(addresses[1:] < addresses[:-1])) or int(addresses[0]) >> 63 == 0
+
+
+def sort_orc(addresses: U64, entries: bytes) -> tuple[U64, bytes]:
+    """Both in the order of the addresses, as the kernel has them in memory.
+
+    Of two entries at one address the one that ends a section, six zeros, stands first, so that the code that begins there has its own
+    (orc_sort_cmp() in arch/x86/kernel/unwind_orc.c).
+    """
+    rows = np.frombuffer(entries, np.uint8).reshape(-1, ENTRY_SIZE)
+    order = np.lexsort((rows.any(axis=1), addresses))
+    return addresses[order], rows[order].tobytes()
