@@ -21,10 +21,9 @@ from perfguest.errors import FormatError, UsageError
 from perfguest.formats.guest_snapshot import GuestSnapshot
 from perfguest.symbols.guest_addresses import KERNEL_HALF
 from perfguest.symbols.guest_calls import I64, U64, Bool
-from perfguest.symbols.guest_columns import Columns, overlay
 from perfguest.symbols.guest_kernel import PROVEN, UNKNOWN, GuestKernel, KernelFile, kernel_offset
 from perfguest.symbols.guest_user import GuestPrograms
-from perfguest.symbols.host import Dso, Resolved
+from perfguest.symbols.resolved import Columns, Dso, Resolved, overlay
 from perfguest.symbols.snapshot_kernel import SnapshotKernels
 from perfguest.symbols.snapshot_user import SnapshotPrograms
 from perfguest.symbols.table import SymbolTable
