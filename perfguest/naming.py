@@ -9,7 +9,7 @@ import numpy as np
 
 from perfguest.profile import I32, I64, Frames, Mapping, Mode
 from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, RawFrames
-from perfguest.symbols.host import Resolved
+from perfguest.symbols.resolved import Resolved
 
 _ROOT_MAPPINGS = {SPACE_VM: "[vm]", SPACE_THREAD: "[thread]", SPACE_GUEST_THREAD: "[guest-thread]"}
 

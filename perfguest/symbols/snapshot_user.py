@@ -21,8 +21,7 @@ from perfguest.errors import FormatError
 from perfguest.formats.guest_snapshot import GuestSnapshot
 from perfguest.proto import guest_pb2 as pb
 from perfguest.symbols.elf import ElfFile, parse_sparse_elf, read_elf
-from perfguest.symbols.guest_columns import Columns
-from perfguest.symbols.host import Dso, Resolved
+from perfguest.symbols.resolved import Columns, Dso, Resolved
 from perfguest.symbols.sparse_elf import open_binary
 from perfguest.symbols.table import GLOBAL, RawSymbols, SymbolTable, build_table
 
