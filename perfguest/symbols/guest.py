@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from perfguest.errors import FormatError, UsageError
 from perfguest.formats.guest_snapshot import GuestSnapshot
+from perfguest.proto import guest_pb2 as pb
 from perfguest.symbols.guest_addresses import KERNEL_HALF
 from perfguest.symbols.guest_calls import I64, U64, Bool
 from perfguest.symbols.guest_files import GuestFiles
@@ -155,6 +156,15 @@ class GuestSymbols:
         ``vm``: int32 index; ``time``: int64 nanoseconds; ``lstar``: uint64, the syscall entry in force at that time, 0 where it is not known.
         """
         return self._read_kernels.at(vm, time, lstar) if self._read_kernels else np.full(len(vm), -1, np.int32)
+
+    @property
+    def refused_kernels(self) -> set[int]:
+        """Numbers of kernels, as :meth:`kernel_at` gives them, that :meth:`check_kernels` found to be others."""
+        return set() if self._read_kernels is None else self._read_kernels.refused
+
+    def open_mounted(self, process: pb.Process, mapping: pb.Mapping, build_id: str) -> bytes | None:
+        """See :meth:`perfguest.symbols.snapshot_user.SnapshotPrograms.open_mounted`."""
+        return None if self._read_programs is None else self._read_programs.open_mounted(process, mapping, build_id)
 
     def kernel_tables(self, vm: int, kernel: int = -1) -> KernelTables | None:
         """What unwinding the VM's kernel needs, where it ran: what was read out of its memory, and for what is missing there the files that were given.
