@@ -12,6 +12,7 @@ from elftools.dwarf.callframe import FDE
 from elftools.elf.elffile import ELFFile
 
 from perfguest.unwind import _native
+from tests.unwind.traced import without_header
 
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 BINARIES = [LIBRARIES / "libc.so.6", LIBRARIES / "libcrypto.so.3", LIBRARIES / "ld-linux-x86-64.so.2", Path("/usr/bin/perl"), Path("/usr/bin/python3")]
@@ -105,17 +106,6 @@ def test_every_row(path: Path, by: str) -> None:
         if by == "search table":
             assert fde.cie.augmentation_dict.get("S") is None or unwinder.binary_rule(binary, starts[0])["exact"]
     assert seen > 300
-
-
-def without_header(data: bytes) -> bytes:
-    """The file with PT_GNU_EH_FRAME made PT_NULL."""
-    elf, changed = ELFFile(io.BytesIO(data)), bytearray(data)
-    for i, segment in enumerate(elf.iter_segments()):
-        if segment["p_type"] == "PT_GNU_EH_FRAME":
-            at = elf["e_phoff"] + i * elf["e_phentsize"]
-            changed[at : at + 4] = bytes(4)
-    assert changed != data
-    return bytes(changed)
 
 
 def test_outside_of_functions() -> None:

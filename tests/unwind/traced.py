@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import signal
 import subprocess
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from elftools.elf.elffile import ELFFile
 
 from perfguest.unwind import _native
 from perfguest.unwind.engine import Engine, Samples
 
-PTRACE_TRACEME, PTRACE_GETREGS, PTRACE_ATTACH, PTRACE_DETACH = 0, 12, 16, 17
+PTRACE_SINGLESTEP, PTRACE_GETREGS, PTRACE_ATTACH, PTRACE_DETACH = 9, 12, 16, 17
 RED_ZONE = 128
+WALL = 0x40000000  # other threads than a process's first, too (linux/wait.h)
 # struct user_regs_struct (sys/user.h).
 USER_REGS = [
     "r15",
@@ -60,11 +63,18 @@ def _ptrace(request: int, pid: int, data: ctypes.Array[ctypes.c_uint64] | None =
         raise OSError(ctypes.get_errno(), f"ptrace({request}) of {pid}")
 
 
+def step(pid: int) -> bool:
+    """One instruction; false if the process has ended with it. Signals are not delivered."""
+    _ptrace(PTRACE_SINGLESTEP, pid)
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSTOPPED(status)
+
+
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """Holds a process that a signal has stopped, or that runs, still."""
     _ptrace(PTRACE_ATTACH, pid)
-    os.waitpid(pid, 0)
+    os.waitpid(pid, WALL)
     try:
         yield
     finally:
@@ -116,8 +126,18 @@ def read(pid: int, address: int, size: int) -> bytes:
         return memory.read(size)
 
 
-def add_process(engine: Engine, pid: int) -> int:
-    """The number of the process's address space, its binaries whole."""
+def without_header(data: bytes) -> bytes:
+    """An ELF file with its PT_GNU_EH_FRAME, where it has one, made PT_NULL."""
+    elf, changed = ELFFile(io.BytesIO(data)), bytearray(data)
+    for i, segment in enumerate(elf.iter_segments()):
+        if segment["p_type"] == "PT_GNU_EH_FRAME":
+            at = elf["e_phoff"] + i * elf["e_phentsize"]
+            changed[at : at + 4] = bytes(4)
+    return bytes(changed)
+
+
+def add_process(engine: Engine, pid: int, tables: bool = True) -> int:
+    """The number of the process's address space, its binaries whole, or without their tables."""
     known: dict[str, int] = {}
     rows = []
     for m in mappings(pid):
@@ -128,7 +148,8 @@ def add_process(engine: Engine, pid: int) -> int:
             binary = engine.add_binary(len(data), [(0, data)])
         elif m.path.startswith("/"):
             if m.path not in known:
-                data = Path(f"/proc/{pid}/map_files/{m.start:x}-{m.end:x}").read_bytes()
+                data = Path(f"/proc/{pid}/root{m.path}").read_bytes()
+                data = data if tables else without_header(data)
                 known[m.path] = engine.add_binary(len(data), [(0, data)])
             binary = known[m.path]
         else:
