@@ -170,7 +170,7 @@ def test_modules_that_are_elsewhere_in_the_list_are_refused(guest: Guest, tmp_pa
         address, kind, rest = line.split(" ", 2)
         module = rest.partition("\t")[2].strip("[]")
         inside = module in guest.files and module not in moved and kind in "tT"
-        if inside and any(one.address < int(address, 16) < one.address + one.size for one in guest.vm.modules):
+        if inside and any(one.address <= int(address, 16) < one.address + one.size for one in guest.vm.modules):
             moved.add(module)
             address = f"{int(address, 16) + 16:016x}"
         lines.append(f"{address} {kind} {rest}\n")
