@@ -3,6 +3,7 @@
 #include <linux/align.h>
 #include <linux/kvm_host.h>
 #include <linux/percpu.h>
+#include <linux/sched/clock.h>
 
 #include "perfguest.h"
 #include "compat.h"
@@ -24,6 +25,7 @@
 
 static u32 pg_sample_room;
 static DEFINE_PER_CPU(bool, pg_taking);
+static DEFINE_PER_CPU(struct pg_cost, pg_costs);
 
 struct pg_builder {
 	struct pg_sample *sample;
@@ -46,10 +48,31 @@ u32 pg_sample_prepare(void)
 	u32 kernel = pg_section_room(pg_settings.kernel_stack);
 	u32 user = pg_section_room(pg_settings.user_stack);
 	u32 user_regs = user ? pg_section_room(sizeof(struct pg_user_regs)) : 0;
+	int cpu;
 
 	pg_sample_room = sizeof(struct pg_sample) + 2 * chain + PG_MAX_STACKS * kernel +
 			 user_regs + user;
+	for_each_possible_cpu(cpu)
+		*per_cpu_ptr(&pg_costs, cpu) = (struct pg_cost){};
 	return pg_sample_room;
+}
+
+void pg_sample_cost(int cpu, struct pg_cost *cost)
+{
+	const struct pg_cost *of_cpu = per_cpu_ptr(&pg_costs, cpu);
+
+	cost->total = READ_ONCE(of_cpu->total);
+	cost->longest = READ_ONCE(of_cpu->longest);
+}
+
+static void pg_count_cost(u64 begin)
+{
+	struct pg_cost *cost = this_cpu_ptr(&pg_costs);
+	u64 time = local_clock() - begin;
+
+	WRITE_ONCE(cost->total, cost->total + time);
+	if (time > cost->longest)
+		WRITE_ONCE(cost->longest, time);
 }
 
 static void *pg_payload(struct pg_builder *b)
@@ -288,6 +311,8 @@ static void pg_take_stale(const struct pg_hit *hit)
 
 void pg_sample_take(const struct pg_hit *hit, bool deferred)
 {
+	u64 begin = local_clock();
+
 	/* A tracepoint that is hit by our own reading, say. */
 	if (__this_cpu_read(pg_taking)) {
 		pg_stream_count_lost(PG_LOST_NESTED);
@@ -298,5 +323,6 @@ void pg_sample_take(const struct pg_hit *hit, bool deferred)
 		pg_take_stale(hit);
 	else
 		pg_take(hit, deferred);
+	pg_count_cost(begin);
 	__this_cpu_write(pg_taking, false);
 }
