@@ -37,13 +37,18 @@ class Counts:
     programs: int = 2400
     idle: int = 200
     perf: int = 0
+    cold: int = 300
 
 
 @dataclass
 class Recorded:
-    """``phases``: which samples were taken while what ran. ``perf_script``: what ``perf script`` in the guest says of the phase "perf"."""
+    """``phases``: which samples were taken while what ran. ``perf_script``: what ``perf script`` in the guest says of the phase "perf".
+
+    ``cold``: another recording, from when the guest had read of its files no more than what it needed to run them.
+    """
 
     directory: Path
+    cold: Path
     release: str
     phases: dict[str, range] = field(default_factory=dict)
     perf_script: str = ""
@@ -53,10 +58,16 @@ class Recorded:
 def record(kernel: str, disk: Path, directory: Path, counts: Counts) -> Recorded:
     """Boots the kernel and records in ``directory``."""
     with EmulatedGuest(kernel, modules=_MODULES, cpu=_CPU, disk=disk, scratch=True, memory=768) as guest:
-        result = Recorded(directory, guest.release)
+        result = Recorded(directory / "perfguest.data", directory / "cold.data", guest.release)
         guest.run("mkdir /disk && mount -t ext4 /dev/vda /disk && ifconfig lo up")
         guest.run("for at in proc sys dev tmp; do mount --bind /$at /disk/$at || exit; done")
-        with Sampler(guest, directory) as sampler:
+        with Sampler(guest, result.cold) as sampler:
+            _start(guest, *_WORKLOADS)
+            sampler.take(counts.cold)
+        _end(guest)
+        # As after an installation or a backup: all of the files are in memory.
+        guest.run("find /disk -xdev -type f | xargs cat >/dev/null")
+        with Sampler(guest, result.directory) as sampler:
             _take(result, guest, sampler, ["storm"], counts.storm)
             _take(result, guest, sampler, ["truth"], counts.truth)
             _take(result, guest, sampler, ["perl", "python3", "openssl"], counts.programs)
