@@ -194,23 +194,26 @@ class Sampler:
             # The first instructions of a system call, still on the user's stack.
             return sections
         sections += self._copy(STACK_KERNEL, cr3, sp, -sp % STACK, _TOP)
-        if task is None:
-            return sections
-        if not task.stack <= sp <= task.stack + STACK:
+        # Not by the running task first: in a switch to another one the stack is the next one's already.
+        entry = self._user_registers(sp + -sp % STACK)
+        if entry is None and task is not None and not task.stack <= sp <= task.stack + STACK:
             sections += self._copy(STACK_TASK, cr3, task.stack, STACK, _TOP)
-        entry = self._user_registers(task)
+            entry = self._user_registers(task.stack + STACK)
         return sections + self._user_sections(cpu, *entry) if entry else sections
 
     def _user_sections(self, cpu: Cpu, ip: int, sp: int) -> list[bytes]:
         copy = self._copy(STACK_USER, cpu.values["CR3"], sp - RED_ZONE, self.stack_size, _FULL) if sp > RED_ZONE else []
         return [_section(CHAIN_USER, sp, struct.pack("<Q", ip), _BAD_FRAME), *copy]
 
-    def _user_registers(self, task: _Task) -> tuple[int, int] | None:
-        """IP and SP of the user program that the kernel works for, as it saved them at the top of the task's stack."""
-        top = self.kernel.read(task.stack + STACK - _PT_REGS - _FRED, _PT_REGS + _FRED)
+    def _user_registers(self, end: int) -> tuple[int, int] | None:
+        """IP and SP of the user program that the kernel works for, as it saved them at the top of the task's stack, if one ends there."""
+        try:
+            top = self.kernel.read(end - _PT_REGS - _FRED, _PT_REGS + _FRED)
+        except GuestFault:
+            return None
         for at in (_FRED, 0):
             cs, sp = (struct.unpack_from("<Q", top, at + offset)[0] for offset in (_CS, _SP))
-            if cs & 0xFFFF in _USER_CODE:
+            if cs & 0xFFFF in _USER_CODE and not sp >> 47:
                 return struct.unpack_from("<Q", top, at + 16 * 8)[0], sp
         return None
 

@@ -270,6 +270,8 @@ FRAME static void near_stack_round(void)
 {
 	char stack[16384];
 
+	/* Of a page that was never touched there is nothing to copy, nor of what is behind it. */
+	memset(stack, 1, sizeof(stack));
 	use_stack(stack, sizeof(stack));
 	raise(SIGUSR2);
 	use_stack(NULL, 0);
