@@ -38,7 +38,7 @@ static int pg_session_start(void)
 	if (!pg_stream_readers())
 		return -ENOTCONN;
 	/* Less than that, and a single sample could find no room in an empty ring. */
-	if (2ULL * pg_sample_prepare() > (u64)pg_settings.buffer_kb << 10)
+	if (2ULL * pg_sample_prepare() > pg_stream_smallest())
 		return -EMSGSIZE;
 	ret = pg_vcpu_attach(pg_settings.locator);
 	if (ret)
@@ -106,7 +106,7 @@ struct pg_number {
 static const struct pg_number pg_numbers[] = {
 	{ "kernel_stack", &pg_settings.kernel_stack, 0, PG_MAX_KERNEL_STACK },
 	{ "user_stack", &pg_settings.user_stack, 0, PG_MAX_USER_STACK },
-	{ "chain_depth", &pg_settings.chain_depth, 1, PG_MAX_CHAIN_DEPTH },
+	{ "chain_depth", &pg_settings.chain_depth, 0, PG_MAX_CHAIN_DEPTH },
 	{ "buffer_kb", &pg_settings.buffer_kb, 64, PG_MAX_BUFFER_KB },
 };
 

@@ -37,9 +37,9 @@ struct pg_settings {
 	enum pg_trigger trigger;
 	enum pg_locator locator;
 	enum pg_clock clock;
-	u32 kernel_stack;	/* bytes */
-	u32 user_stack;		/* bytes */
-	u32 chain_depth;	/* entries, of each chain */
+	u32 kernel_stack;	/* bytes; 0: no copies */
+	u32 user_stack;		/* bytes; 0: no copies */
+	u32 chain_depth;	/* entries, of each chain; 0: no chains */
 	u32 buffer_kb;		/* of each CPU's ring */
 	u32 nr_pids;		/* 0: all VMs */
 	pid_t pids[PG_MAX_PIDS];	/* VMM processes to sample */

@@ -35,11 +35,17 @@ struct pg_builder {
 	bool has_user;
 };
 
+/* Nothing of a kind that was not asked for is ever written. */
+static u32 pg_section_room(u32 size)
+{
+	return size ? sizeof(struct pg_section) + ALIGN(size, 8) : 0;
+}
+
 u32 pg_sample_prepare(void)
 {
-	u32 chain = sizeof(struct pg_section) + pg_settings.chain_depth * sizeof(u64);
-	u32 kernel = sizeof(struct pg_section) + ALIGN(pg_settings.kernel_stack, 8);
-	u32 user = sizeof(struct pg_section) + ALIGN(pg_settings.user_stack, 8);
+	u32 chain = pg_section_room(pg_settings.chain_depth * sizeof(u64));
+	u32 kernel = pg_section_room(pg_settings.kernel_stack);
+	u32 user = pg_section_room(pg_settings.user_stack);
 
 	pg_sample_room = sizeof(struct pg_sample) + 2 * chain + 2 * kernel + user;
 	return pg_sample_room;
@@ -73,6 +79,8 @@ static void pg_add_chain(struct pg_builder *b, enum pg_section_kind kind,
 	int end = PG_END_NONE;
 	u32 nr;
 
+	if (!pg_settings.chain_depth)
+		return;
 	nr = pg_frames_walk(&b->mem->virt, in, pg_payload(b), pg_settings.chain_depth, &end);
 	pg_close_section(b, kind, in->sp, nr * sizeof(u64), end);
 	if (end == PG_END_USER_ENTRY && in->user)

@@ -194,6 +194,28 @@ unsigned int pg_stream_readers(void)
 	return atomic_read(&pg_nr_readers);
 }
 
+static u64 pg_ring_wanted(void)
+{
+	return roundup_pow_of_two((u64)READ_ONCE(pg_settings.buffer_kb) << 10);
+}
+
+u64 pg_stream_smallest(void)
+{
+	u64 smallest = pg_ring_wanted();
+	int cpu;
+
+	for_each_possible_cpu(cpu) {
+		const struct pg_ring *ring;
+
+		rcu_read_lock();
+		ring = rcu_dereference(per_cpu_ptr(&pg_streams, cpu)->ring);
+		if (ring)
+			smallest = min(smallest, ring->size);
+		rcu_read_unlock();
+	}
+	return smallest;
+}
+
 void pg_stream_counts(int cpu, struct pg_counts *counts)
 {
 	const struct pg_cpu_stream *stream = per_cpu_ptr(&pg_streams, cpu);
@@ -238,7 +260,7 @@ static int pg_stream_open(struct inode *inode, struct file *file)
 		ret = -EBUSY;
 		goto unlock;
 	}
-	ring = pg_ring_alloc(cpu, roundup_pow_of_two((u64)READ_ONCE(pg_settings.buffer_kb) << 10));
+	ring = pg_ring_alloc(cpu, pg_ring_wanted());
 	if (!ring) {
 		ret = -ENOMEM;
 		goto unlock;

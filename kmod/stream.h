@@ -20,6 +20,8 @@ void pg_stream_exit(void);
 /* A new session: counts begin at 0 and what the last one left is gone. */
 void pg_stream_reset(void);
 unsigned int pg_stream_readers(void);
+/* The bytes of the smallest ring there is or would be made now. */
+u64 pg_stream_smallest(void);
 void pg_stream_counts(int cpu, struct pg_counts *counts);
 
 /*

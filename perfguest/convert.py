@@ -305,7 +305,7 @@ def _roots(joined: _Joined) -> RawStacks:
 def _root(which: npt.NDArray[np.bool_], number: I32, space: int) -> RawStacks:
     start = np.concatenate([[0], np.cumsum(which)]).astype(np.int64)
     count = int(start[-1])
-    frames = stacks.RawFrames(np.zeros(count, np.uint8), np.full(count, space, np.int64), number[which].astype(np.uint64), np.zeros(count, bool))
+    frames = stacks.RawFrames(np.zeros(count, np.uint8), np.full(count, space, np.int64), number[which].astype(np.uint64), np.zeros(count, bool), np.zeros(count, bool))
     return RawStacks(start, frames)
 
 

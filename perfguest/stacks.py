@@ -25,19 +25,20 @@ class RawFrames:
     """Columns of frames without names.
 
     ``mode``: uint8, a :class:`Mode`. ``space``: int64, what tells equal addresses apart (the process, the VM, the guest's address space).
-    ``address``: uint64. ``returns``: bool, a return address: the instruction before it is the caller's.
+    ``address``: uint64. ``returns``: bool, a return address: the instruction before it is the caller's. ``unproven``: bool, only looks like one.
     """
 
     mode: U8
     space: I64
     address: U64
     returns: BOOL
+    unproven: BOOL
 
     def __len__(self) -> int:
         return len(self.address)
 
     def take(self, rows: npt.NDArray[np.integer] | BOOL) -> RawFrames:
-        return RawFrames(self.mode[rows], self.space[rows], self.address[rows], self.returns[rows])
+        return RawFrames(self.mode[rows], self.space[rows], self.address[rows], self.returns[rows], self.unproven[rows])
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def from_chains(start: I64, address: U64, mode: U8, space: I64) -> RawStacks:
     count = np.diff(start)
     returns = np.ones(len(address), bool)
     returns[start[:-1][count > 0]] = False
-    return RawStacks(start, RawFrames(np.repeat(mode, count), np.repeat(space, count), address, returns))
+    return RawStacks(start, RawFrames(np.repeat(mode, count), np.repeat(space, count), address, returns, np.zeros(len(address), bool)))
 
 
 def from_callchains(start: I64, address: U64, ip: U64, mode: U8, space: I64) -> RawStacks:
@@ -99,7 +100,7 @@ def from_callchains(start: I64, address: U64, ip: U64, mode: U8, space: I64) -> 
     chains = from_chains(_offsets(count), address[kept], mode, space)
     frame_mode = frame_mode[kept]
     user_space = np.where(frame_mode == Mode.HOST_USER, chains.frames.space, 0)
-    frames = RawFrames(frame_mode, user_space, chains.frames.address, chains.frames.returns & ~first[kept])
+    frames = RawFrames(frame_mode, user_space, chains.frames.address, chains.frames.returns & ~first[kept], chains.frames.unproven)
     none = count == 0
     alone = from_chains(_offsets(none), ip[none], mode, np.where(mode == Mode.HOST_USER, space, 0))
     return join([RawStacks(chains.start, frames), alone])
@@ -112,14 +113,30 @@ def join(parts: list[RawStacks]) -> RawStacks:
     start = _offsets(np.sum(counts, axis=0) if number else np.zeros(0, np.int64))
     total = int(start[-1])
     mode, space = np.empty(total, np.uint8), np.empty(total, np.int64)
-    address, returns = np.empty(total, np.uint64), np.empty(total, bool)
+    address, returns, unproven = np.empty(total, np.uint64), np.empty(total, bool), np.empty(total, bool)
     at = start[:-1].copy()
     for part, count in zip(parts, counts, strict=True):
         rows = np.repeat(at - part.start[:-1], count) + np.arange(part.start[-1])
         mode[rows], space[rows] = part.frames.mode, part.frames.space
-        address[rows], returns[rows] = part.frames.address, part.frames.returns
+        address[rows], returns[rows], unproven[rows] = part.frames.address, part.frames.returns, part.frames.unproven
         at += count
-    return RawStacks(start, RawFrames(mode, space, address, returns))
+    return RawStacks(start, RawFrames(mode, space, address, returns, unproven))
+
+
+def concatenate(parts: list[RawStacks]) -> RawStacks:
+    """The stacks of the first part, then the second's, and so on."""
+    counts = [np.diff(part.start) for part in parts]
+    frames = [part.frames for part in parts]
+    return RawStacks(
+        _offsets(np.concatenate(counts)),
+        RawFrames(
+            np.concatenate([one.mode for one in frames]),
+            np.concatenate([one.space for one in frames]),
+            np.concatenate([one.address for one in frames]),
+            np.concatenate([one.returns for one in frames]),
+            np.concatenate([one.unproven for one in frames]),
+        ),
+    )
 
 
 def cut_at(stacks: RawStacks, bad: BOOL) -> RawStacks:
@@ -132,7 +149,8 @@ def unique_stacks(stacks: RawStacks) -> tuple[RawStacks, I32, I64]:
     """The different stacks; for each stack the number of its own among them; and for each different one the first stack that it is."""
     frames = stacks.frames
     depth = np.arange(len(frames)) - stacks.start[:-1][stacks.owner]
-    meta = frames.space.view(np.uint64) << np.uint64(8) | frames.mode.astype(np.uint64) << np.uint64(1) | frames.returns
+    meta = frames.space.view(np.uint64) << np.uint64(8) | frames.mode.astype(np.uint64) << np.uint64(2) | frames.unproven.astype(np.uint64) << np.uint64(1)
+    meta |= frames.returns
     sums = [_sum(_mix(_mix(_mix(frames.address + seed) ^ meta) + depth.astype(np.uint64) * seed), stacks.start) for seed in _SEEDS]
     key = np.empty(len(stacks), np.dtype([("a", np.uint64), ("b", np.uint64)]))
     key["a"], key["b"] = sums
@@ -142,7 +160,7 @@ def unique_stacks(stacks: RawStacks) -> tuple[RawStacks, I32, I64]:
 
 def unique_frames(frames: RawFrames) -> tuple[RawFrames, I32, I64]:
     """The different frames; for each frame the number of its own among them; and for each different one a frame that it is."""
-    order = np.lexsort((frames.returns, frames.space, frames.mode, frames.address))
+    order = np.lexsort((frames.unproven, frames.returns, frames.space, frames.mode, frames.address))
     ordered = frames.take(order)
     new = np.ones(len(order), bool)
     new[1:] = (
@@ -150,6 +168,7 @@ def unique_frames(frames: RawFrames) -> tuple[RawFrames, I32, I64]:
         | (ordered.mode[1:] != ordered.mode[:-1])
         | (ordered.space[1:] != ordered.space[:-1])
         | (ordered.returns[1:] != ordered.returns[:-1])
+        | (ordered.unproven[1:] != ordered.unproven[:-1])
     )
     number = np.empty(len(order), np.int32)
     number[order] = np.cumsum(new) - 1

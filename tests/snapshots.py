@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from perfguest.formats import guest_stream
+from perfguest.formats.guest_format import parse_format
 from perfguest.formats.kernel_image import KernelImage
 from perfguest.proto import guest_pb2 as pb
 from perfguest.symbols.elf import parse_elf
@@ -92,11 +93,10 @@ def stamp_tasks(stream: bytes, tasks: Sequence[tuple[int, tuple[int, int, int, b
     """A guest.stream whose samples carry, by the page table (CR3) that they have, the thread (tid, tgid, start, comm)."""
     known = dict(tasks)
     text, at = guest_stream._read_head(Path("stream"), stream)
-    layouts = guest_stream.parse_format(text)
-    sample = layouts["sample"]
-    offsets, _ = guest_stream._walk(np.frombuffer(stream, "<u4", len(stream) // 4), at)
+    sample = parse_format(text)["sample"]
+    indices, _, _ = guest_stream._walk(memoryview(stream)[: len(stream) & ~7].cast("I"), at // 4, len(stream) // 4)
     out = bytearray(stream)
-    for offset in offsets.tolist():
+    for offset in (4 * index for index in indices):
         if int.from_bytes(stream[offset : offset + 4], "little") != sample.type:
             continue
         record = np.frombuffer(out, sample.dtype, 1, offset)[0:1].copy()

@@ -11,9 +11,9 @@ from perfguest import stacks
 from perfguest.profile import Mode
 from perfguest.stacks import RawFrames, RawStacks
 
-Frame = tuple[int, int, int, bool]
+Frame = tuple[int, int, int, bool, bool]
 
-frame = st.tuples(st.sampled_from(list(Mode)).map(int), st.integers(-2, 2**40), st.sampled_from([0, 1, 2**63, 2**64 - 1]), st.booleans())
+frame = st.tuples(st.sampled_from(list(Mode)).map(int), st.integers(-2, 2**40), st.sampled_from([0, 1, 2**63, 2**64 - 1]), st.booleans(), st.booleans())
 some_stacks = st.lists(st.lists(frame, max_size=4), max_size=12)
 
 
@@ -27,12 +27,14 @@ def build(lists: list[list[Frame]]) -> RawStacks:
             np.array([one[1] for one in flat], np.int64),
             np.array([one[2] for one in flat], np.uint64),
             np.array([one[3] for one in flat], bool),
+            np.array([one[4] for one in flat], bool),
         ),
     )
 
 
 def rows(frames: RawFrames) -> list[Frame]:
-    return list(zip(frames.mode.tolist(), frames.space.tolist(), frames.address.tolist(), frames.returns.tolist(), strict=True))
+    columns = (frames.mode, frames.space, frames.address, frames.returns, frames.unproven)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def lists(built: RawStacks) -> list[list[Frame]]:
@@ -57,6 +59,11 @@ def test_unique_frames_are_all_the_different_ones(given_stacks: list[list[Frame]
     assert [different[n] for n in number.tolist()] == flat
     assert len(set(different)) == len(different)
     assert [flat[e] for e in example.tolist()] == different
+
+
+@given(some_stacks, some_stacks)
+def test_concatenate_appends(first: list[list[Frame]], second: list[list[Frame]]) -> None:
+    assert lists(stacks.concatenate([build(first), build(second)])) == first + second
 
 
 @given(st.lists(st.tuples(st.lists(frame, max_size=3), st.lists(frame, max_size=3)), max_size=8))
@@ -84,11 +91,11 @@ def test_callchain_markers_say_the_mode_of_what_follows_and_junk_ends_the_chain(
     )
     assert lists(built) == [
         [
-            (Mode.HOST_KERNEL, 0, 0xFFFFFFFF81000010, False),
-            (Mode.HOST_KERNEL, 0, 0xFFFFFFFF81000020, True),
-            (Mode.HOST_USER, 70, 0x1000, False),
-            (Mode.HOST_USER, 70, 0x2000, True),
+            (Mode.HOST_KERNEL, 0, 0xFFFFFFFF81000010, False, False),
+            (Mode.HOST_KERNEL, 0, 0xFFFFFFFF81000020, True, False),
+            (Mode.HOST_USER, 70, 0x1000, False, False),
+            (Mode.HOST_USER, 70, 0x2000, True, False),
         ],
-        [(Mode.HOST_USER, 80, 0x3000, False)],
-        [(Mode.HOST_KERNEL, 0, 0x4000, False)],
+        [(Mode.HOST_USER, 80, 0x3000, False, False)],
+        [(Mode.HOST_KERNEL, 0, 0x4000, False, False)],
     ]

@@ -17,18 +17,25 @@ from perfguest.errors import CaptureError, EnvironmentProblem, PerfguestError, U
 #: In the order of ``enum pg_lost_reason`` in kmod/perfguest_abi.h.
 LOST_REASONS = ("full", "nested", "no_reader", "no_vcpu")
 
+#: As large as stacks of x86-64 Linux kernels are.
+WHOLE_STACK = 16384
+
 
 @dataclass(frozen=True)
 class ModuleSettings:
-    """What the module is told before it samples. Sizes in bytes; ``pids``: VMM processes, none for all."""
+    """What the module is told before it samples. Sizes in bytes; ``pids``: VMM processes, none for all.
+
+    ``kernel_stack``: of that at most so much is copied, 0 for no copy; :data:`WHOLE_STACK` for all of it. ``user_stack`` likewise. ``chain_depth``: of each
+    chain of frame pointers, 0 for none. ``buffer_kb``: of each CPU's ring; None: as the module has it.
+    """
 
     trigger: str = "auto"
     locator: str = "auto"
     clock: str = "local"
-    kernel_stack: int = 0
-    user_stack: int = 0
+    kernel_stack: int = WHOLE_STACK
+    user_stack: int = 8192
     chain_depth: int = 127
-    buffer_kb: int = 4096
+    buffer_kb: int | None = None
     pids: tuple[int, ...] = ()
 
 
@@ -129,18 +136,19 @@ class ModuleFiles:
             os.close(fd)
 
     def apply(self, settings: ModuleSettings) -> ModuleSettings:
-        """Writes all settings, also those that stand already: another session may have left its own. Gives them back with the trigger that was chosen."""
+        """Writes the settings, also those that stand already: another session may have left its own. Gives them back with the trigger that was chosen."""
         trigger = self._trigger(settings.trigger)
-        written = {
+        written: dict[str, str | int] = {
             "trigger": trigger,
             "locator": settings.locator,
             "clock": settings.clock,
             "kernel_stack": settings.kernel_stack,
             "user_stack": settings.user_stack,
             "chain_depth": settings.chain_depth,
-            "buffer_kb": settings.buffer_kb,
             "pids": " ".join(map(str, settings.pids)),
         }
+        if settings.buffer_kb is not None:
+            written["buffer_kb"] = settings.buffer_kb
         for name, value in written.items():
             self._write(name, str(value))
         return replace(settings, trigger=trigger)

@@ -46,6 +46,11 @@ def is_software(event: str) -> bool:
     return all(re.match(r"(cpu-clock|task-clock|page-faults|faults|context-switches|cs|cpu-migrations|migrations|dummy)\b", part) for part in _split(event))
 
 
+def number(event: str) -> int:
+    """How many events these are: each gives samples of its own."""
+    return len(list(_split(event)))
+
+
 def pmu_samples() -> bool:
     """Whether the kernel can sample CPU cycles here: it opens a counter with a period, on CPU 0, and closes it."""
     # type (hardware 0), size, config (cycles 0), period, sample_type, read_format, flags (disabled), wakeup, breakpoint, config1

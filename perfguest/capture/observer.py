@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perfguest.formats.guest_stream import Memslot, VmRecord, parse_format
+from perfguest.formats.guest_format import parse_format
+from perfguest.formats.guest_stream import Memslot, VmRecord
 
 #: ``PG_SAMPLE_*`` in kmod/perfguest_abi.h.
 _USER, _LONG_MODE, _CR3, _TASK = 1 << 0, 1 << 1, 1 << 9, 1 << 12

@@ -19,6 +19,7 @@ from perfguest.capture.host import HostPaths
 from perfguest.capture.kallsyms import KallsymsCopy
 from perfguest.capture.messages import Messages, human_size, plural
 from perfguest.capture.perf import Perf, PerfSettings, perf_version
+from perfguest.capture.rings import ring_bytes
 from perfguest.capture.signals import Signals
 from perfguest.capture.vms import Vm, VmList, printable, select_vms
 from perfguest.capture.waiting import wait_readable
@@ -97,7 +98,7 @@ class _Session:
         self._guests: Guests | None = None
 
     def run(self, perf: str, version: str, event: str) -> int:
-        applied = self._files.apply(replace(self._settings.module, pids=self._pids))
+        applied = self._files.apply(replace(self._settings.module, pids=self._pids, buffer_kb=self._buffer_kb(event)))
         if applied.trigger == "nmi" and events.is_software(event):
             self._messages.warn(f"{event} raises no NMI, which the trigger nmi waits for: use a hardware event, or --trigger probe")
         self._to = prepare_directory(self._settings.output)
@@ -112,6 +113,12 @@ class _Session:
             self._write_recording(must=False)
             raise
 
+    def _buffer_kb(self, event: str) -> int:
+        module = self._settings.module
+        if module.buffer_kb is not None:
+            return module.buffer_kb
+        return ring_bytes(module, self._settings.frequency * events.number(event), len(host.online_cpus(self._paths))) >> 10
+
     def _describe(self, version: str, event: str, applied: ModuleSettings) -> pb.Recording:
         sampling = pb.Sampling(
             perf_version=version,
@@ -123,6 +130,7 @@ class _Session:
             kernel_stack_bytes=applied.kernel_stack,
             user_stack_bytes=applied.user_stack,
             chain_depth=applied.chain_depth,
+            buffer_kb=applied.buffer_kb,
             command=[os.fsencode(word).decode(errors="replace") for word in self._settings.command],
         )
         return pb.Recording(

@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from perfguest.capture.debugfs import ModuleSettings
+from perfguest.capture.debugfs import WHOLE_STACK, ModuleSettings
 from perfguest.capture.guest_cache import cache_directory
 from perfguest.capture.guests import GuestSettings
 from perfguest.capture.recorder import RecordSettings
@@ -19,10 +20,12 @@ from perfguest.capture.recorder import record as run_recorder
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def _size(least: int, most: int, multiple: int = 1) -> Callable[[click.Context, click.Parameter, str], int]:
-    """Reads bytes, or a number with a unit B, K, M or G."""
+def _size(least: int, most: int, multiple: int = 1) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
+    """Reads bytes, or a number with a unit B, K, M or G; None if the option is not there."""
 
-    def convert(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+        if value is None:
+            return None
         match = re.fullmatch(r"([0-9]{1,12})([BKMG]?)", value.upper())
         if not match:
             raise click.BadParameter(f"{value!r} is no size: give bytes, or a number and K, M or G", ctx, param)
@@ -32,6 +35,18 @@ def _size(least: int, most: int, multiple: int = 1) -> Callable[[click.Context, 
         return size
 
     return convert
+
+
+def _what_is_taken(call_graph: str, stack_size: int | None, chain_depth: int | None) -> ModuleSettings:
+    if call_graph == "fp" and stack_size is not None:
+        raise click.BadOptionUsage("stack_size", "--stack-size is for copies of stacks, which --call-graph fp takes none of")
+    if call_graph == "dump" and chain_depth is not None:
+        raise click.BadOptionUsage("chain_depth", "--chain-depth is for chains of frame pointers, which --call-graph dump takes none of")
+    return ModuleSettings(
+        kernel_stack=0 if call_graph == "fp" else WHOLE_STACK,
+        user_stack=0 if call_graph == "fp" else stack_size or ModuleSettings.user_stack,
+        chain_depth=0 if call_graph == "dump" else chain_depth or ModuleSettings.chain_depth,
+    )
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -54,12 +69,28 @@ def _size(least: int, most: int, multiple: int = 1) -> Callable[[click.Context, 
 @click.option(
     "--locator", type=click.Choice(["auto", "preempt", "accessor", "percpu", "scan"]), default="auto", show_default=True, help="How the running vCPU is found."
 )
-@click.option("--kernel-stack", callback=_size(0, 16384, 8), default="0", show_default=True, metavar="BYTES", help="Copy so much of the guest's kernel stack.")
-@click.option("--user-stack", callback=_size(0, 65536, 8), default="0", show_default=True, metavar="BYTES", help="Copy so much of the guest's user stack.")
-@click.option("--chain-depth", type=click.IntRange(1, 1024), default=ModuleSettings.chain_depth, show_default=True, help="Frames of each frame-pointer chain.")
+@click.option(
+    "--call-graph",
+    type=click.Choice(["auto", "fp", "dump"]),
+    default="auto",
+    show_default=True,
+    help="How a guest's stack is taken. fp: the chain of frame pointers, which few distributions' kernels and programs have, and no memory of stacks. dump: "
+    "copies of the guest's kernel stack (all of it) and user stack, which convert unwinds. auto: both.",
+)
+@click.option(
+    "--stack-size",
+    callback=_size(8, 65536, 8),
+    metavar="BYTES",
+    help=f"Copy so much of the guest's user stack [default: {ModuleSettings.user_stack}]. It may hold secrets: see docs/privacy.md.",
+)
+@click.option("--chain-depth", type=click.IntRange(1, 1024), metavar="N", help=f"Frames of each frame-pointer chain [default: {ModuleSettings.chain_depth}].")
 @click.option("--clock", type=click.Choice(["local", "mono"]), default="local", show_default=True, help="perf's clock: its own, or CLOCK_MONOTONIC.")
 @click.option(
-    "-m", "--buffer", callback=_size(64 << 10, 1 << 30, 1024), default="4M", show_default=True, metavar="SIZE", help="The module's buffer, of each CPU."
+    "-m",
+    "--buffer",
+    callback=_size(64 << 10, 1 << 30, 1024),
+    metavar="SIZE",
+    help="The module's buffer, of each CPU [default: by --frequency and what is taken, 1M to 64M].",
 )
 @click.option(
     "--guest-memory",
@@ -91,11 +122,11 @@ def record(
     vm: str | None,
     trigger: str,
     locator: str,
-    kernel_stack: int,
-    user_stack: int,
-    chain_depth: int,
+    call_graph: str,
+    stack_size: int | None,
+    chain_depth: int | None,
     clock: str,
-    buffer: int,
+    buffer: int | None,
     guest_memory: str,
     guest_wait: float,
     duration: float | None,
@@ -107,7 +138,8 @@ def record(
 
     Needs root. Loads the kernel module if it is not there (built first if need be), and unloads it afterwards.
     """
-    module = ModuleSettings(trigger, locator, clock, kernel_stack, user_stack, chain_depth, buffer >> 10)
+    taken = _what_is_taken(call_graph, stack_size, chain_depth)
+    module = replace(taken, trigger=trigger, locator=locator, clock=clock, buffer_kb=buffer >> 10 if buffer else None)
     guests = GuestSettings(guest_memory, guest_wait, cache_directory())
     sys.exit(run_recorder(RecordSettings(output, event, frequency, pid, vm, module, duration, command, perf, kdir, guests)))
 

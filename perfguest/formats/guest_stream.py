@@ -4,11 +4,13 @@
 The file begins with 16 bytes ``PERFGUEST-STREAM``, the version (u32), the length of the module's ``format`` text (u32), that text, and zeros up to a multiple
 of 8. Records follow as the module's streams gave them (``kmod/perfguest_abi.h``). Fields are found by the ``format`` text, so that a later module's records
 can be read as far as they are known here. A file whose recorder was cut off in the middle of a record is read up to there.
+
+Most of a file are copies of stacks. They are left where they are: the file is mapped, and the columns say where in it they stand.
 """
 
 from __future__ import annotations
 
-import re
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,21 +21,23 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError
+from perfguest.formats.guest_format import Layout, parse_format
 from perfguest.formats.recording import STREAM_MAGIC, STREAM_VERSION
-from perfguest.profile import I32, I64, U64
-
-ABI_VERSION = 1
+from perfguest.profile import I32, I64, U8, U64
 
 #: Kinds of sections and flags of samples: ``enum pg_section_kind`` and ``PG_SAMPLE_*`` in kmod/perfguest_abi.h.
-CHAIN_KERNEL, CHAIN_USER = 1, 2
-FLAG_USER = 1 << 0
+CHAIN_KERNEL, CHAIN_USER, STACK_KERNEL, STACK_TASK, STACK_USER = 1, 2, 3, 4, 5
+FLAG_USER, FLAG_LONG_MODE, FLAG_CODE64, FLAG_CODE32, FLAG_REGS = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 8
+#: ``enum pg_end``: why a chain or a copy ends where it does.
+END_FULL, END_STACK_TOP, END_NOT_MAPPED, END_BAD_ADDRESS, END_BAD_TABLE, END_NO_SLOT, END_NOT_RESIDENT = 2, 3, 7, 8, 9, 10, 11
 
 #: ``enum pg_lost_reason``.
 LOST_REASONS = ("full", "nested", "no_reader", "no_vcpu")
 
 _HEAD = struct.Struct("<16sII")
 _MAX_SECTIONS = 64
-_KINDS = {"u16": "<u2", "u32": "<u4", "u64": "<u8", "char": "S"}
+#: So much of the file is looked at before its pages are let go of.
+_WINDOW = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,33 @@ class Chains:
 
 
 @dataclass(frozen=True)
+class Copies:
+    """Raw copies of guests' stacks. Those of sample *i* are rows ``start[i]`` to ``start[i + 1]``, in the order of the record, at most one of each kind.
+
+    ``kind`` (uint8): :data:`STACK_KERNEL`, :data:`STACK_TASK` (the task's stack, where the kernel was on another) or :data:`STACK_USER`. Of each, ``size``
+    bytes (int64) from the guest's ``address`` (uint64) upwards stand at ``offset`` (int64, a multiple of 8) of :attr:`GuestStream.memory`. ``end``
+    (int32, ``enum pg_end``) says why there are no more.
+    """
+
+    start: I64
+    kind: U8
+    address: U64
+    offset: I64
+    size: I64
+    end: I32
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+
+@dataclass(frozen=True)
 class GuestSamples:
     """Columns of sample records, in the order of the file. ``fields`` has what ``format`` describes, a numpy structured array."""
 
     fields: npt.NDArray[np.void]
     kernel: Chains
     user: Chains
+    copies: Copies
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -63,6 +88,14 @@ class GuestSamples:
                 f"the guest stream's samples have no field {name!r}", "It was written by another version of the module: convert with that version's perfguest."
             )
         return np.ascontiguousarray(self.fields[name]).astype(dtype)
+
+    def registers(self) -> U64:
+        """uint64[n, 17]: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15, RIP at the sample. Where a sample's flags lack :data:`FLAG_REGS`, only RIP is
+        known and the others are 0. Raises :class:`FormatError` as :meth:`column` does."""
+        registers = np.empty((len(self), 17), np.uint64)
+        registers[:, :16] = self.column("regs", np.uint64)
+        registers[:, 16] = self.column("ip", np.uint64)
+        return registers
 
 
 @dataclass(frozen=True)
@@ -87,102 +120,53 @@ class VmRecord:
 
 @dataclass(frozen=True)
 class GuestStream:
-    """All of a guest.stream. ``lost``: per host CPU, counts in the order of :data:`LOST_REASONS`."""
+    """All of a guest.stream. ``lost``: per host CPU, counts in the order of :data:`LOST_REASONS`. ``memory``: the file's bytes, mapped and read-only."""
 
     format_text: str
     samples: GuestSamples
     vms: list[VmRecord]
     lost: dict[int, list[int]]
+    memory: U8
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Of one struct of the format text. ``type``: the record's, 0 for parts of records."""
-
-    type: int
-    dtype: np.dtype[np.void]
-
-
-def parse_format(text: str) -> dict[str, _Layout]:
-    """The structs that the module's ``format`` text describes, by name. Raises :class:`FormatError` if one that is needed is not there or makes no sense."""
-    abi = re.match(r"abi: (\d+)\n", text)
-    if not abi:
-        raise FormatError("the guest stream's description of its records does not begin with 'abi:'", "The file is damaged: record again.")
-    if int(abi[1]) != ABI_VERSION:
-        raise FormatError(
-            f"the guest stream has records of version {abi[1]}, this perfguest reads version {ABI_VERSION}",
-            "Convert with the perfguest that recorded it, or a newer one.",
-        )
-    layouts = dict(_parse_struct(block) for block in text.split("\n\n")[1:])
-    missing = {"sample", "section", "vm", "memslot", "lost"} - layouts.keys()
-    if missing:
-        raise FormatError(f"the guest stream does not describe {', '.join(sorted(missing))}", "The file is damaged: record again.")
-    for name, needed in _NEEDED.items():
-        absent = needed - set(layouts[name].dtype.names or ())
-        if absent:
-            raise FormatError(f"the guest stream's {name} lacks {', '.join(sorted(absent))}", "The file is damaged: record again.")
-    return layouts
-
-
-_NEEDED = {
-    "sample": {"time", "cpu", "vm_id", "vm_pid", "tid", "vcpu_id", "nr_sections", "flags", "ip", "cr3"},
-    "section": {"kind", "end", "size", "address"},
-    "vm": {"time", "vm_id", "vm_pid", "nr_memslots", "lstar"},
-    "memslot": {"gpa", "size", "hva"},
-    "lost": {"cpu", "lost"},
-}
-
-
-def _parse_struct(block: str) -> tuple[str, _Layout]:
-    head = re.match(r"name: (\w+)\nID: (\d+)\nsize: (\d+)\n", block)
-    if not head:
-        raise FormatError(f"the guest stream's format has a struct that cannot be read: {block[:40]!r}", "The file is damaged: record again.")
-    size = int(head[3])
-    names, formats, offsets = [], [], []
-    for kind, name, count, offset, length in re.findall(r"\tfield:(\w+) (\w+)(?:\[(\d+)\])?;\toffset:(\d+);\tsize:(\d+);", block):
-        base = _KINDS.get(kind)
-        if base is None or int(offset) + int(length) > size:
-            raise FormatError(f"the guest stream's field {head[1]}.{name} cannot be read", "The file is damaged, or of a newer perfguest.")
-        if base == "S":
-            formats.append(f"S{length}")
-        else:
-            formats.append(f"({count},){base}" if count else base)
-        names.append(name)
-        offsets.append(int(offset))
-    try:
-        dtype = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size})
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"the guest stream's {head[1]} cannot be read: {error}", "The file is damaged: record again.") from error
-    return head[1], _Layout(int(head[2]), dtype)
-
-
 def read_guest_stream(path: Path) -> GuestStream:
-    """Reads the file. Raises :class:`FormatError` if it is not a guest stream or of a newer format; a tail that is cut or garbage becomes a note."""
+    """Reads the file. Raises :class:`FormatError` if it is not a guest stream or of a newer format; a tail that is cut or garbage becomes a note.
+
+    The file stays mapped as long as the result lives, and must not be made shorter meanwhile.
+    """
+    mapped = _map(path)
+    text, at = _read_head(path, mapped)
+    reader = _Reader(path, np.frombuffer(mapped, np.uint8), parse_format(text))
+    notes = []
+    for offsets, end in _windows(mapped, at):
+        reader.read(offsets)
+        # What was looked at lies scattered among copies of stacks, and the kernel maps their pages with it.
+        mapped.madvise(mmap.MADV_DONTNEED, 0, end)
+        at = end
+    if at < len(mapped):
+        notes.append(f"{path}: {len(mapped) - at} bytes at offset {at} are not whole records and were left out")
+    return GuestStream(text, reader.samples(), reader.vms, reader.lost, reader.data, notes)
+
+
+def _map(path: Path) -> mmap.mmap:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            if not file.seek(0, 2):
+                raise _not_a_stream(path)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise FormatError(f"{path}: {error.strerror}", "Is this a whole recording directory?") from error
-    text, at = _read_head(path, data)
-    layouts = parse_format(text)
-    words = np.frombuffer(data, "<u4", len(data) // 4)
-    offsets, end = _walk(words, at)
-    notes = []
-    if end < len(data):
-        notes.append(f"{path}: {len(data) - end} bytes at offset {end} are not whole records and were left out")
-    bytes_ = np.frombuffer(data, np.uint8)
-    types = words[offsets // 4]
-    sizes = words[offsets // 4 + 1].astype(np.int64)
-    chosen = types == layouts["sample"].type
-    samples = _read_samples(path, bytes_, offsets[chosen], sizes[chosen], layouts)
-    vms = list(_read_vms(data, offsets[types == layouts["vm"].type], layouts))
-    return GuestStream(text, samples, vms, _sum_lost(bytes_, offsets[types == layouts["lost"].type], layouts["lost"]), notes)
 
 
-def _read_head(path: Path, data: bytes) -> tuple[str, int]:
+def _not_a_stream(path: Path) -> FormatError:
+    return FormatError(f"{path}: not a guest stream of perfguest", "Give the directory that 'perfguest record' wrote.")
+
+
+def _read_head(path: Path, data: mmap.mmap | bytes) -> tuple[str, int]:
     """The format text and the offset of the first record."""
-    if len(data) < _HEAD.size or not data.startswith(STREAM_MAGIC):
-        raise FormatError(f"{path}: not a guest stream of perfguest", "Give the directory that 'perfguest record' wrote.")
+    if len(data) < _HEAD.size or data[: len(STREAM_MAGIC)] != STREAM_MAGIC:
+        raise _not_a_stream(path)
     _, version, length = _HEAD.unpack_from(data)
     if version != STREAM_VERSION:
         raise FormatError(
@@ -194,23 +178,32 @@ def _read_head(path: Path, data: bytes) -> tuple[str, int]:
     return text, -(-(_HEAD.size + length) // 8) * 8
 
 
-def _walk(words: npt.NDArray[np.uint32], at: int) -> tuple[I64, int]:
-    """Offsets of the records, and where they end: the one loop over records, for each says where the next is."""
-    view = memoryview(words.data).cast("B").cast("I")
+def _windows(data: mmap.mmap, at: int) -> Iterator[tuple[I64, int]]:
+    """Of each window, the offsets of its records, and where the last of them ends."""
+    words = memoryview(data)[: len(data) & ~7].cast("I")
+    index, end = at // 4, len(words)
+    while True:
+        offsets, index, more = _walk(words, index, min(index + _WINDOW // 4, end))
+        yield np.array(offsets, np.int64) * 4, index * 4
+        if not more:
+            return
+
+
+def _walk(words: memoryview[int], index: int, stop: int) -> tuple[list[int], int, bool]:
+    """Indices of the records that begin before ``stop``, where they end, and whether there may be more: the one loop over records, for each says where
+    the next is."""
     offsets: list[int] = []
-    append = offsets.append
-    end = len(view)
-    index = at // 4
-    while index + 2 <= end:
-        size = view[index + 1]
+    append, end = offsets.append, len(words)
+    while index + 2 <= stop:
+        size = words[index + 1]
         if size < 24 or size & 7 or index + size // 4 > end:
-            break
+            return offsets, index, False
         append(index)
         index += size // 4
-    return np.array(offsets, dtype=np.int64) * 4, index * 4
+    return offsets, index, index + 2 <= end
 
 
-def _gather(data: npt.NDArray[np.uint8], offsets: I64, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+def _gather(data: U8, offsets: I64, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
     """The structs at the offsets."""
     if not len(offsets):
         return np.empty(0, dtype)
@@ -218,64 +211,149 @@ def _gather(data: npt.NDArray[np.uint8], offsets: I64, dtype: np.dtype[np.void])
     return np.ascontiguousarray(windows[offsets]).view(dtype)[:, 0]
 
 
-def _read_samples(path: Path, data: npt.NDArray[np.uint8], offsets: I64, sizes: I64, layouts: dict[str, _Layout]) -> GuestSamples:
-    layout, section = layouts["sample"], layouts["section"].dtype
-    whole = sizes >= layout.dtype.itemsize
-    if not whole.all():
-        raise FormatError(f"{path}: a sample at offset {offsets[~whole][0]} is shorter than its format says", "The file is damaged: record again.")
-    fields = _gather(data, offsets, layout.dtype)
-    number = fields["nr_sections"].astype(np.int64)
-    chains: dict[int, list[tuple[I64, I64, I64, I32]]] = {CHAIN_KERNEL: [], CHAIN_USER: []}
-    cursor, limit = offsets + layout.dtype.itemsize, offsets + sizes
-    index = np.arange(len(offsets))
-    for turn in range(min(int(number.max(initial=0)), _MAX_SECTIONS)):
-        alive = (number[index] > turn) & (cursor[index] + section.itemsize <= limit[index])
-        index = index[alive]
-        if not len(index):
-            break
-        head = _gather(data, cursor[index], section)
-        length = head["size"].astype(np.int64)
-        start = cursor[index] + section.itemsize
-        if (start + length > limit[index]).any():
-            raise FormatError(
-                f"{path}: a section at offset {cursor[index][start + length > limit[index]][0]} is longer than its record", "The file is damaged: record again."
-            )
-        for kind, found in chains.items():
-            of = head["kind"] == kind
-            found.append((index[of], start[of], length[of] // 8, head["end"][of].astype(np.int32)))
-        cursor[index] = start + (length + 7 & ~7)
-    return GuestSamples(fields, _join_chains(data, len(offsets), chains[CHAIN_KERNEL]), _join_chains(data, len(offsets), chains[CHAIN_USER]))
+class _Reader:
+    """Gathers the columns, a window after the other."""
+
+    def __init__(self, path: Path, data: U8, layouts: dict[str, Layout]) -> None:
+        self.data = data
+        self.vms: list[VmRecord] = []
+        self.lost: dict[int, list[int]] = {}
+        self._path = path
+        self._layouts = layouts
+        self._words = data[: len(data) & ~7].view("<u4")
+        self._parts: list[GuestSamples] = []
+
+    def read(self, offsets: I64) -> None:
+        """The records at these offsets. Raises :class:`FormatError` for one that contradicts the format."""
+        types = self._words[offsets // 4]
+        sizes = self._words[offsets // 4 + 1].astype(np.int64)
+        of = {name: types == layout.type for name, layout in self._layouts.items()}
+        self._parts.append(self._read_samples(offsets[of["sample"]], sizes[of["sample"]]))
+        self.vms.extend(self._read_vms(offsets[of["vm"]], sizes[of["vm"]]))
+        self._add_lost(offsets[of["lost"]])
+
+    def samples(self) -> GuestSamples:
+        """Of all windows."""
+        parts = self._parts
+        copies = [part.copies for part in parts]
+        return GuestSamples(
+            np.concatenate([part.fields for part in parts]),
+            _concatenate_chains([part.kernel for part in parts]),
+            _concatenate_chains([part.user for part in parts]),
+            Copies(
+                _concatenate_starts([part.start for part in copies]),
+                np.concatenate([part.kind for part in copies]),
+                np.concatenate([part.address for part in copies]),
+                np.concatenate([part.offset for part in copies]),
+                np.concatenate([part.size for part in copies]),
+                np.concatenate([part.end for part in copies]),
+            ),
+        )
+
+    def _read_samples(self, offsets: I64, sizes: I64) -> GuestSamples:
+        layout = self._layouts["sample"]
+        whole = sizes >= layout.dtype.itemsize
+        if not whole.all():
+            raise FormatError(f"{self._path}: a sample at offset {offsets[~whole][0]} is shorter than its format says", "The file is damaged: record again.")
+        fields = _gather(self.data, offsets, layout.dtype)
+        sections = self._read_sections(offsets + layout.dtype.itemsize, offsets + sizes, fields["nr_sections"].astype(np.int64))
+        kernel, user = (self._read_chains(len(offsets), sections, kind) for kind in (CHAIN_KERNEL, CHAIN_USER))
+        return GuestSamples(fields, kernel, user, _copies(len(offsets), sections))
+
+    def _read_sections(self, cursor: I64, limit: I64, number: I64) -> _Sections:
+        """All sections of samples whose first is at ``cursor``, in the order of samples and within a sample of the record. Changes ``cursor``."""
+        section = self._layouts["section"].dtype
+        index = np.arange(len(cursor))
+        turns: list[_Sections] = []
+        for turn in range(min(int(number.max(initial=0)), _MAX_SECTIONS)):
+            index = index[(number[index] > turn) & (cursor[index] + section.itemsize <= limit[index])]
+            if not len(index):
+                break
+            head = _gather(self.data, cursor[index], section)
+            size, start = head["size"].astype(np.int64), cursor[index] + section.itemsize
+            too_long = start + size > limit[index]
+            if too_long.any():
+                raise FormatError(
+                    f"{self._path}: a section at offset {cursor[index][too_long][0]} is longer than its record", "The file is damaged: record again."
+                )
+            turns.append(_Sections(index, head["kind"].astype(np.int64), head["address"].astype(np.uint64), start, size, head["end"].astype(np.int32)))
+            cursor[index] = start + (size + 7 & ~7)
+        return _in_order(turns)
+
+    def _read_chains(self, number: int, sections: _Sections, kind: int) -> Chains:
+        found = sections.where(sections.kind == kind)
+        at, count, end = np.zeros(number, np.int64), np.zeros(number, np.int64), np.zeros(number, np.int32)
+        at[found.index], count[found.index], end[found.index] = found.offset, found.size // 8, found.end
+        start = np.zeros(number + 1, np.int64)
+        np.cumsum(count, out=start[1:])
+        # Records and sections are aligned to 8 bytes, so chains are too.
+        positions = np.repeat(at // 8 - start[:-1], count) + np.arange(start[-1])
+        return Chains(start, self._words.view("<u8")[positions].astype(np.uint64, copy=False), end)
+
+    def _read_vms(self, offsets: I64, sizes: I64) -> Iterator[VmRecord]:
+        record, slot = self._layouts["vm"].dtype, self._layouts["memslot"].dtype
+        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
+            if size < record.itemsize:
+                continue
+            vm = np.frombuffer(self.data, record, 1, offset)[0]
+            number = min(int(vm["nr_memslots"]), (size - record.itemsize) // slot.itemsize)
+            slots = np.frombuffer(self.data, slot, number, offset + record.itemsize)
+            memslots = [Memslot(int(s["gpa"]), int(s["size"]), int(s["hva"])) for s in slots]
+            yield VmRecord(int(vm["time"]), int(vm["vm_id"]), int(vm["vm_pid"]), int(vm["lstar"]), memslots)
+
+    def _add_lost(self, offsets: I64) -> None:
+        records = _gather(self.data, offsets, self._layouts["lost"].dtype)
+        for cpu in np.unique(records["cpu"]).tolist():
+            counts = records["lost"][records["cpu"] == cpu].astype(np.int64).sum(axis=0)
+            self.lost[cpu] = (np.array(self.lost.get(cpu, np.zeros_like(counts))) + counts).tolist()
 
 
-def _join_chains(data: npt.NDArray[np.uint8], number: int, parts: list[tuple[I64, I64, I64, I32]]) -> Chains:
-    at, count, end = np.zeros(number, np.int64), np.zeros(number, np.int64), np.zeros(number, np.int32)
-    for index, offset, length, why in parts:
-        at[index], count[index], end[index] = offset, length, why
+@dataclass(frozen=True)
+class _Sections:
+    # Of which sample (its row), ``enum pg_section_kind``, and of the payload the offset in the file and the bytes.
+    index: I64
+    kind: I64
+    address: U64
+    offset: I64
+    size: I64
+    end: I32
+
+    def where(self, chosen: npt.NDArray[np.bool_] | I64) -> _Sections:
+        return _Sections(self.index[chosen], self.kind[chosen], self.address[chosen], self.offset[chosen], self.size[chosen], self.end[chosen])
+
+
+def _in_order(turns: list[_Sections]) -> _Sections:
+    """From all first sections, all second ones and so on."""
+    if not turns:
+        none = np.zeros(0, np.int64)
+        return _Sections(none, none, np.zeros(0, np.uint64), none, none, np.zeros(0, np.int32))
+    joined = _Sections(
+        np.concatenate([turn.index for turn in turns]),
+        np.concatenate([turn.kind for turn in turns]),
+        np.concatenate([turn.address for turn in turns]),
+        np.concatenate([turn.offset for turn in turns]),
+        np.concatenate([turn.size for turn in turns]),
+        np.concatenate([turn.end for turn in turns]),
+    )
+    return joined.where(np.argsort(joined.index, kind="stable"))
+
+
+def _copies(number: int, sections: _Sections) -> Copies:
+    found = sections.where(np.isin(sections.kind, (STACK_KERNEL, STACK_TASK, STACK_USER)))
     start = np.zeros(number + 1, np.int64)
-    np.cumsum(count, out=start[1:])
-    # Records and sections are aligned to 8 bytes, so chains are too.
-    words = np.frombuffer(data.tobytes() if not data.flags.c_contiguous else data, np.uint64, len(data) // 8)
-    positions = np.repeat(at // 8 - start[:-1], count) + np.arange(start[-1])
-    return Chains(start, words[positions], end)
+    np.cumsum(np.bincount(found.index, minlength=number), out=start[1:])
+    return Copies(start, found.kind.astype(np.uint8), found.address, found.offset, found.size, found.end)
 
 
-def _read_vms(data: bytes, offsets: I64, layouts: dict[str, _Layout]) -> Iterator[VmRecord]:
-    record, slot = layouts["vm"].dtype, layouts["memslot"].dtype
-    for offset in offsets.tolist():
-        (size,) = struct.unpack_from("<I", data, offset + 4)
-        if size < record.itemsize:
-            continue
-        vm = np.frombuffer(data, record, 1, offset)[0]
-        number = min(int(vm["nr_memslots"]), (size - record.itemsize) // slot.itemsize)
-        slots = np.frombuffer(data, slot, number, offset + record.itemsize)
-        memslots = [Memslot(int(s["gpa"]), int(s["size"]), int(s["hva"])) for s in slots]
-        yield VmRecord(int(vm["time"]), int(vm["vm_id"]), int(vm["vm_pid"]), int(vm["lstar"]), memslots)
+def _concatenate_chains(parts: list[Chains]) -> Chains:
+    return Chains(
+        _concatenate_starts([part.start for part in parts]), np.concatenate([part.address for part in parts]), np.concatenate([part.end for part in parts])
+    )
 
 
-def _sum_lost(data: npt.NDArray[np.uint8], offsets: I64, layout: _Layout) -> dict[int, list[int]]:
-    records = _gather(data, offsets, layout.dtype)
-    result: dict[int, list[int]] = {}
-    for cpu in np.unique(records["cpu"]).tolist():
-        counts = records["lost"][records["cpu"] == cpu].astype(np.int64).sum(axis=0)
-        result[int(cpu)] = counts.tolist()
-    return result
+def _concatenate_starts(parts: list[I64]) -> I64:
+    """Of parts that each begin at 0 and end at their number of entries."""
+    counts = np.concatenate([np.diff(part) for part in parts])
+    start = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=start[1:])
+    return start

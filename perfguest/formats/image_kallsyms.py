@@ -33,6 +33,8 @@ U8 = npt.NDArray[np.uint8]
 
 #: More symbols than any kernel has; seqs_of_names has 24 bits for them.
 MAX_SYMBOLS = 1 << 20
+#: All names together, spelled, take no more bytes.
+MAX_SPELLED = 128 << 20
 
 _DIGITS = re.compile(b"".join(b"%d\\x00" % digit for digit in range(10)))
 _MIN_MARKERS = 8
@@ -46,11 +48,13 @@ class ImageSymbols:
     """Symbols in ascending order of ``address`` (uint64, as linked); symbols of one address stand in the kernel's order.
 
     ``kind``: uint8, the type's character as ``nm`` has it (``t``, ``T``, ``W``…). ``names``: text, one per symbol. All have the same length.
+    ``source``: where they come from, in words.
     """
 
     address: U64
     kind: U8
     names: list[str]
+    source: str
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,10 +78,13 @@ def decode_kallsyms(data: bytes, address: int, text_address: int, path: str) -> 
             names = _walk_names(body, names_at, count, markers)
             if names is None:
                 continue
+            if _spelled_size(names, table.tokens) > MAX_SPELLED:
+                raise FormatError(f"{path}: its kernel symbols have names of endless length", _HINT)
             kind, texts = _spell(names, table.tokens)
-            columns = _addresses(body, address + shift, _Places(names_at, table.end, count), _text_symbols(texts), text_address)
-            if columns is not None:
-                return ImageSymbols(columns, kind, texts)
+            text_symbols = _text_symbols(texts)
+            for columns, way in _addresses(body, address + shift, _Places(names_at, table.end, count)):
+                if _right(columns, text_symbols, text_address):
+                    return ImageSymbols(columns, kind, texts, f"kallsyms, {way}")
     what = "a kernel symbol table in a form that is not known" if found else "no kernel symbol table in it"
     raise FormatError(f"{path}: {what}", _HINT)
 
@@ -176,6 +183,11 @@ def _walk_names(body: bytes, names_at: int, count: int, markers: npt.NDArray[np.
     return names
 
 
+def _spelled_size(names: list[bytes], tokens: list[bytes]) -> int:
+    used = np.bincount(np.frombuffer(b"".join(names), np.uint8), minlength=256)
+    return int(used @ np.array([len(token) for token in tokens]))
+
+
 def _spell(names: list[bytes], tokens: list[bytes]) -> tuple[U8, list[str]]:
     token = tokens.__getitem__
     spelled = [b"".join(map(token, name)) for name in names]
@@ -195,8 +207,8 @@ def _text_symbols(names: list[str]) -> list[int]:
     return found
 
 
-def _addresses(body: bytes, address: int, places: _Places, text_symbols: list[int], text_address: int) -> U64 | None:
-    """The column of addresses that puts ``_text`` where ``.text`` is, or None. The four ways, each in either place:
+def _addresses(body: bytes, address: int, places: _Places) -> Iterator[tuple[U64, str]]:
+    """Columns of addresses, each with the name of the way it is written in; one of them puts ``_text`` where ``.text`` is. Each way in either place:
 
     - *place-relative*: s32, distance from the entry itself. Since Linux commit a081b5789255 ("kallsyms: Get rid of kallsyms relative
       base"), v7.0.
@@ -210,25 +222,22 @@ def _addresses(body: bytes, address: int, places: _Places, text_symbols: list[in
     # Tables with a base, or before the names, are of the time when all stood at multiples of 8.
     index_end, count = places.index_end, places.count
     offsets_size, num_syms_at = _align(4 * count, 8), places.names_at - 8
-    for offsets_at, base_at in ((index_end, index_end + offsets_size), (num_syms_at - 8 - offsets_size, num_syms_at - 8)):
+    late = (index_end, index_end + offsets_size, "behind the names")
+    early = (num_syms_at - 8 - offsets_size, num_syms_at - 8, "before the names")
+    for offsets_at, base_at, where in (late, early):
         if offsets_at < 0 or offsets_at + 4 * count > len(body):
             continue
         signed = np.frombuffer(body, "<i4", count, offsets_at).astype(np.int64)
         offsets = signed.view(np.uint64)
         own_places = np.arange(count, dtype=np.uint64) * np.uint64(4) + np.uint64((address + offsets_at) % (1 << 64))
-        ways = [offsets + own_places]
+        yield offsets + own_places, f"place-relative, {where}"
         if base_at + 8 <= len(body):
             base = np.frombuffer(body, "<u8", 1, base_at)
-            ways += [np.where(signed >= 0, offsets, base - np.uint64(1) - offsets), base + (offsets & np.uint64(0xFFFFFFFF))]
-        for way in ways:
-            if _right(way, text_symbols, text_address):
-                return way
-    for addresses_at in (index_end, num_syms_at - 8 * count):
+            yield np.where(signed >= 0, offsets, base - np.uint64(1) - offsets), f"base-relative with absolute per-CPU symbols, {where}"
+            yield base + (offsets & np.uint64(0xFFFFFFFF)), f"base-relative, {where}"
+    for addresses_at, where in ((index_end, "behind the names"), (num_syms_at - 8 * count, "before the names")):
         if 0 <= addresses_at <= len(body) - 8 * count:
-            way64 = np.frombuffer(body, "<u8", count, addresses_at)
-            if _right(way64, text_symbols, text_address):
-                return way64
-    return None
+            yield np.frombuffer(body, "<u8", count, addresses_at).astype(np.uint64), f"absolute, {where}"
 
 
 def _right(column: U64, text_symbols: list[int], text_address: int) -> bool:

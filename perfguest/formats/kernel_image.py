@@ -9,7 +9,6 @@ was linked at; a running kernel with KASLR has moved as a whole.
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,25 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError
+from perfguest.formats.elf_sections import SHF_ALLOC, SHF_EXECINSTR, SHT_NOBITS, ElfSections, read_sections, string_at
 from perfguest.formats.image_kallsyms import ImageSymbols, decode_kallsyms
-from perfguest.formats.kernel_payload import read_file, unpack_kernel
+from perfguest.formats.kernel_payload import KernelPayload, find_payload, read_file
 
-_MAX_SECTIONS = 4096
-_SHT_SYMTAB, _SHT_NOTE, _SHT_NOBITS = 2, 7, 8
-_SHF_ALLOC, _SHF_EXECINSTR = 2, 4
-_EM_X86_64 = 62
-_NT_GNU_BUILD_ID = 3
 _KERNEL_HALF = 1 << 63
 # Symbols that scripts/mksysmap (nm's output) or scripts/kallsyms leave out of the kernel's own table, by how they begin.
 _IGNORED_SYMBOLS = (".L", "L0", "__crc_", "__kstrtab_", "__kstrtabns_", "__ksymtab_", "__pfx_", "__cfi_", "__pi_", "__ftrace_invalid_address__", "$")
 
-_SECTION = np.dtype(
-    {
-        "names": ["name", "type", "flags", "address", "offset", "size", "link", "info", "align", "entry"],
-        "formats": ["<u4", "<u4", "<u8", "<u8", "<u8", "<u8", "<u4", "<u4", "<u8", "<u8"],
-    }
-)
-_SYMBOL = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")])
 _BANNER = re.compile(rb"Linux version ([0-9][!-~]{0,126}) \(")
 _HINT = "Give the guest's own /boot/vmlinuz-RELEASE, an ELF vmlinux, or its System.map."
 
@@ -57,7 +45,7 @@ class KernelImage:
     """A kernel as linked.
 
     ``release``: as ``uname -r`` prints it, empty if there is no banner. ``build_id``: hexadecimal, empty if there is none.
-    ``elf``: the unpacked file.
+    ``elf``: the unpacked file; ``payload``: what it was in. ``entry``: the physical address at which it is entered.
     """
 
     path: str
@@ -66,6 +54,8 @@ class KernelImage:
     sections: tuple[Section, ...]
     elf: bytes
     symbols: ImageSymbols
+    payload: KernelPayload
+    entry: int
 
     @cached_property
     def text(self) -> tuple[Section, ...]:
@@ -101,93 +91,54 @@ def read_kernel_image(path: str) -> KernelImage:
 
 def parse_kernel_image(data: bytes, path: str) -> KernelImage:
     """The same for bytes; ``path`` is for messages."""
-    elf = unpack_kernel(data, path)
-    table, names = _section_headers(elf, path)
-    sections = _loaded_sections(elf, table, names, path)
+    payload = find_payload(data, path)
+    elf = payload.elf
+    parts = read_sections(elf, path, _HINT)
+    sections = _loaded_sections(parts, path)
     text = next((section for section in sections if section.name == ".text" and section.executable and section.in_file), None)
     if text is None or text.address < _KERNEL_HALF:
         raise FormatError(f"{path}: an ELF file, but no kernel: it has no .text in the kernel's half of the address space", _HINT)
     read_only = next((section for section in sections if section.name == ".rodata" and section.in_file), None)
     constants = elf[read_only.offset : read_only.offset + read_only.size] if read_only else b""
-    symbols = _symtab(elf, table, sections, path)
+    symbols = _symtab(parts, sections, path)
     if symbols is None:
         if read_only is None:
             raise FormatError(f"{path}: neither .symtab nor .rodata in it, so no symbols", _HINT)
         symbols = decode_kallsyms(constants, read_only.address, text.address, path)
     banner = _BANNER.search(constants)
-    return KernelImage(path, banner[1].decode() if banner else "", _build_id(elf, table), sections, elf, symbols)
+    return KernelImage(path, banner[1].decode() if banner else "", parts.build_id, sections, elf, symbols, payload, parts.entry)
 
 
-def _section_headers(elf: bytes, path: str) -> tuple[npt.NDArray[np.void], bytes]:
-    """The table of section headers and the string table with their names."""
-    if len(elf) < 64 or elf[4:6] != b"\x02\x01" or struct.unpack_from("<H", elf, 18)[0] != _EM_X86_64:
-        raise FormatError(f"{path}: its ELF file is not one of 64-bit x86", _HINT)
-    (offset,) = struct.unpack_from("<Q", elf, 40)
-    entry, count, names_index = struct.unpack_from("<HHH", elf, 58)
-    if entry != _SECTION.itemsize or not 0 < count <= _MAX_SECTIONS or offset + count * entry > len(elf) or names_index >= count:
-        raise FormatError(f"{path}: no section headers at offset {offset} of its ELF file of {len(elf)} bytes: truncated or stripped of them", _HINT)
-    table = np.frombuffer(elf, _SECTION, count, offset)
-    inside = (table["type"] == _SHT_NOBITS) | ((table["offset"] <= len(elf)) & (table["size"] <= len(elf) - np.minimum(table["offset"], len(elf))))
-    if not inside.all():
-        wrong = int(np.flatnonzero(~inside)[0])
-        raise FormatError(f"{path}: section {wrong} of its ELF file lies outside of it: truncated", _HINT)
-    return table, _bytes_of(elf, table[names_index])
-
-
-def _bytes_of(elf: bytes, header: np.void) -> bytes:
-    if header["type"] == _SHT_NOBITS:
-        return b""
-    return elf[int(header["offset"]) : int(header["offset"]) + int(header["size"])]
-
-
-def _string(strings: bytes, offset: int) -> str:
-    return strings[offset : max(strings.find(b"\0", offset), 0)].decode("utf-8", "backslashreplace")
-
-
-def _loaded_sections(elf: bytes, table: npt.NDArray[np.void], names: bytes, path: str) -> tuple[Section, ...]:
+def _loaded_sections(parts: ElfSections, path: str) -> tuple[Section, ...]:
     sections = []
-    for header in table[(table["flags"] & _SHF_ALLOC) != 0]:
+    for number in np.flatnonzero((parts.table["flags"] & SHF_ALLOC) != 0).tolist():
+        header = parts.table[number]
         address, size = int(header["address"]), int(header["size"])
         if address + size > 1 << 64:
             raise FormatError(f"{path}: a section of its ELF file at {address:#x} passes the end of the address space", _HINT)
-        executable = bool(int(header["flags"]) & _SHF_EXECINSTR)
-        in_file = int(header["type"]) != _SHT_NOBITS
-        sections.append(Section(_string(names, int(header["name"])), address, size, int(header["offset"]) if in_file else 0, executable, in_file))
+        executable = bool(int(header["flags"]) & SHF_EXECINSTR)
+        in_file = int(header["type"]) not in {0, SHT_NOBITS}
+        sections.append(Section(parts.names[number], address, size, int(header["offset"]) if in_file else 0, executable, in_file))
     return tuple(sections)
 
 
-def _build_id(elf: bytes, table: npt.NDArray[np.void]) -> str:
-    for header in table[table["type"] == _SHT_NOTE]:
-        notes = _bytes_of(elf, header)
-        at = 0
-        while at + 12 <= len(notes):
-            name_size, size, kind = struct.unpack_from("<III", notes, at)
-            start = at + 12 + ((name_size + 3) & ~3)
-            if kind == _NT_GNU_BUILD_ID and notes[at + 12 : at + 16] == b"GNU\0" and size <= 64:
-                return notes[start : start + size].hex()
-            at = start + ((size + 3) & ~3)
-    return ""
-
-
-def _symtab(elf: bytes, table: npt.NDArray[np.void], sections: tuple[Section, ...], path: str) -> ImageSymbols | None:
+def _symtab(parts: ElfSections, sections: tuple[Section, ...], path: str) -> ImageSymbols | None:
     """The symbols of ``.symtab`` as the kernel's own table would have them, or None where the file has none."""
-    headers = table[table["type"] == _SHT_SYMTAB]
-    if not len(headers) or headers[0]["link"] >= len(table):
+    found = parts.symbols()
+    if found is None:
         return None
-    header = headers[0]
-    symbols = np.frombuffer(elf, _SYMBOL, int(header["size"]) // _SYMBOL.itemsize, int(header["offset"]))
-    strings = _bytes_of(elf, table[header["link"]])
+    symbols, strings = found
     # Objects, functions and labels of sections, and absolute ones (per-CPU); no files, no section names.
     symbols = symbols[((symbols["info"] & 15) <= 2) & (symbols["section"] != 0) & (symbols["name"] != 0) & (symbols["name"] < len(strings))]
     if not len(symbols):
         return None
     symbols = symbols[np.argsort(symbols["value"], kind="stable")]
-    names = [_string(strings, offset) for offset in symbols["name"].tolist()]
+    names = [string_at(strings, offset) for offset in symbols["name"].tolist()]
     kept = np.array([not name.startswith(_IGNORED_SYMBOLS) for name in names])
     kind = _kinds(symbols, sections)
     if not np.any(kind[kept] | 32 == ord("t")):
         raise FormatError(f"{path}: .symtab holds no function of the kernel", _HINT)
-    return ImageSymbols(symbols["value"][kept], kind[kept], [name for name, keep in zip(names, kept, strict=True) if keep])
+    return ImageSymbols(symbols["value"][kept], kind[kept], [name for name, keep in zip(names, kept, strict=True) if keep], ".symtab")
 
 
 def _kinds(symbols: npt.NDArray[np.void], sections: tuple[Section, ...]) -> npt.NDArray[np.uint8]:

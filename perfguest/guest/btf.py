@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's own types, as BTF in its memory describes them, given to drgn.
 
-The format: Documentation/bpf/btf.rst and include/uapi/linux/btf.h in the kernel. A header, a row of types, a block of NUL-terminated strings. A type is three
-words (offset of its name; kind, number of parts and a flag; size or another type's number) and what its kind adds. Types are numbered from 1; 0 is void.
-
 BTF has no global variables but per-CPU ones, so whoever uses those must know their types (:data:`VARIABLES`).
 What is here comes from a guest: a number is used only after it was held against what there is, and a type that is made of itself is refused.
 """
@@ -12,16 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from enum import IntEnum
 
-import numpy as np
-import numpy.typing as npt
 from drgn import FindObjectFlags, Object, Program, Qualifiers, Type, TypeEnumerator, TypeKind, TypeKindSet, TypeMember, TypeParameter
 
-from perfguest.errors import FormatError
-
-#: Debian's kernels have 120,000 types in 5 to 7 MB.
-MAX_TYPES, MAX_BTF = 1 << 20, 64 << 20
+from perfguest.formats.btf import MAX_TYPES, BtfError, BtfTable, Kind
 
 #: The variables that drgn's helpers and ours ask for.
 VARIABLES = {
@@ -47,153 +38,20 @@ _MAX_DEPTH, _MAX_NESTED = 100, 30
 # Parts of structs and enumerations are at most 65,535 by the format; those of all types, made as they are asked for:
 _MAX_MADE = 1 << 20
 
-
-class BtfError(FormatError, ValueError):
-    """Types that make no sense: a ValueError too, as drgn has it for types that do not fit together."""
-
-
-class _Kind(IntEnum):
-    INT = 1
-    PTR = 2
-    ARRAY = 3
-    STRUCT = 4
-    UNION = 5
-    ENUM = 6
-    FWD = 7
-    TYPEDEF = 8
-    VOLATILE = 9
-    CONST = 10
-    RESTRICT = 11
-    FUNC = 12
-    FUNC_PROTO = 13
-    VAR = 14
-    DATASEC = 15
-    FLOAT = 16
-    DECL_TAG = 17
-    TYPE_TAG = 18
-    ENUM64 = 19
-
-
-# What follows the three words: bytes once, and bytes for each part.
-_TAIL = [(0, 0)] * 20
-for _kind, _sizes in {
-    _Kind.INT: (4, 0),
-    _Kind.ARRAY: (12, 0),
-    _Kind.STRUCT: (0, 12),
-    _Kind.UNION: (0, 12),
-    _Kind.ENUM: (0, 8),
-    _Kind.FUNC_PROTO: (0, 8),
-    _Kind.VAR: (4, 0),
-    _Kind.DATASEC: (0, 12),
-    _Kind.DECL_TAG: (4, 0),
-    _Kind.ENUM64: (0, 12),
-}.items():
-    _TAIL[_kind] = _sizes
-
 _NAMED = {
-    TypeKind.STRUCT: (_Kind.STRUCT,),
-    TypeKind.UNION: (_Kind.UNION,),
-    TypeKind.ENUM: (_Kind.ENUM, _Kind.ENUM64),
-    TypeKind.TYPEDEF: (_Kind.TYPEDEF,),
-    TypeKind.INT: (_Kind.INT,),
-    TypeKind.BOOL: (_Kind.INT,),
-    TypeKind.FLOAT: (_Kind.FLOAT,),
+    TypeKind.STRUCT: (Kind.STRUCT,),
+    TypeKind.UNION: (Kind.UNION,),
+    TypeKind.ENUM: (Kind.ENUM, Kind.ENUM64),
+    TypeKind.TYPEDEF: (Kind.TYPEDEF,),
+    TypeKind.INT: (Kind.INT,),
+    TypeKind.BOOL: (Kind.INT,),
+    TypeKind.FLOAT: (Kind.FLOAT,),
 }
-_QUALIFIERS = {_Kind.VOLATILE: Qualifiers.VOLATILE, _Kind.CONST: Qualifiers.CONST, _Kind.RESTRICT: Qualifiers.RESTRICT}
+_QUALIFIERS = {Kind.VOLATILE: Qualifiers.VOLATILE, Kind.CONST: Qualifiers.CONST, Kind.RESTRICT: Qualifiers.RESTRICT}
 
 _HEAD = struct.Struct("<III")
-_ENUMERATORS = {(_Kind.ENUM, True): struct.Struct("<Ii"), (_Kind.ENUM, False): struct.Struct("<II")}
-_ENUMERATORS |= {(_Kind.ENUM64, True): struct.Struct("<Iq"), (_Kind.ENUM64, False): struct.Struct("<IQ")}
-
-
-class BtfTable:
-    """The types of a ``.BTF`` section, indexed: this part knows no program, so that guests with the same kernel share it.
-
-    Raises :class:`BtfError` if the section is not well-formed. ``words``: the types' words (uint32). ``places``: each type's first word, from type 1 on.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        if not 24 <= len(data) <= MAX_BTF:
-            raise BtfError(f"BTF of {len(data)} bytes")
-        magic, version, _, header, types, types_size, strings, strings_size = struct.unpack_from("<HBBIIIII", data)
-        if (magic, version) != (0xEB9F, 1):
-            raise BtfError("no BTF where the kernel says it is")
-        if header < 24 or types_size % 4 or header + types + types_size > len(data) or header + strings + strings_size > len(data):
-            raise BtfError("BTF: its parts are not within it")
-        self.types = data[header + types : header + types + types_size]
-        self.strings = b"\0" + data[header + strings : header + strings + strings_size] + b"\0"
-        self.places = _walk(self.types)
-        words = np.frombuffer(self.types, "<u4")
-        names, infos = words[self.places[1:] // 4], words[self.places[1:] // 4 + 1]
-        self._by_name = self._index(names, infos >> np.uint32(24) & np.uint32(31))
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @staticmethod
-    def _index(names: npt.NDArray[np.uint32], kinds: npt.NDArray[np.uint32]) -> dict[tuple[int, int], int]:
-        # The first of a name and kind: reversed, as the last one written stays.
-        wanted = np.flatnonzero((names > 0) & np.isin(kinds, [*{kind for kinds in _NAMED.values() for kind in kinds}, _Kind.VAR]))[::-1]
-        return dict(zip(zip(names[wanted].tolist(), kinds[wanted].tolist(), strict=True), (wanted + 1).tolist(), strict=True))
-
-    def string(self, offset: int) -> str:
-        """The name at ``offset``."""
-        if offset + 1 >= len(self.strings):
-            raise BtfError(f"BTF: no string at {offset:#x}")
-        return self.strings[offset + 1 : self.strings.index(b"\0", offset + 1)].decode(errors="backslashreplace")
-
-    def named(self, name: str, kind: int) -> int | None:
-        """The number of the type with this name and kind."""
-        for offset in self._offsets(name):
-            number = self._by_name.get((offset, kind))
-            if number is not None:
-                return number
-        return None
-
-    def _offsets(self, name: str) -> list[int]:
-        # Strings are kept once each, so there is one.
-        at = -1
-        found: list[int] = []
-        needle = b"\0" + name.encode(errors="replace") + b"\0"
-        while len(found) < 8 and (at := self.strings.find(needle, at + 1)) >= 0:
-            found.append(at)
-        return found
-
-    def head(self, number: int) -> tuple[int, int, int, bool, int, int]:
-        """Of a type: offset of its name, kind, number of parts, flag, size or other type, and where its tail begins in ``types``."""
-        if not 0 < number < len(self.places):
-            raise BtfError(f"BTF: no type {number}")
-        at = int(self.places[number])
-        name, info, size = _HEAD.unpack_from(self.types, at)
-        return name, info >> 24 & 31, info & 0xFFFF, bool(info >> 31), size, at + 12
-
-    def enumerator(self, name: str) -> tuple[int, int] | None:
-        """(number of the enumeration, place in it) of the enumerator with this name."""
-        offsets = set(self._offsets(name))
-        words = np.frombuffer(self.types, "<u4")
-        for word in np.flatnonzero(np.isin(words, list(offsets))).tolist() if offsets else ():
-            number = int(np.searchsorted(self.places, word * 4, "right")) - 1
-            _, kind, _, _, _, tail = self.head(number)
-            size = _TAIL[kind][1]
-            if kind in {_Kind.ENUM, _Kind.ENUM64} and word * 4 >= tail and not (word * 4 - tail) % size:
-                return number, (word * 4 - tail) // size
-        return None
-
-
-def _walk(types: bytes) -> npt.NDArray[np.int64]:
-    """Where each type begins. Type 0, void, has no place: it gets -1."""
-    places, at, end, word = [-1], 0, len(types), struct.Struct("<I")
-    while at + 12 <= end and len(places) <= MAX_TYPES:
-        (info,) = word.unpack_from(types, at + 4)
-        kind = info >> 24 & 31
-        if not 0 < kind < len(_TAIL):
-            raise BtfError(f"BTF: type {len(places)} is of a kind that is not known: {kind}")
-        places.append(at)
-        once, each = _TAIL[kind]
-        at += 12 + once + each * (info & 0xFFFF)
-    if at != end:
-        raise BtfError("BTF: its types do not end where they should")
-    return np.array(places, np.int64)
+_ENUMERATORS = {(Kind.ENUM, True): struct.Struct("<Ii"), (Kind.ENUM, False): struct.Struct("<II")}
+_ENUMERATORS |= {(Kind.ENUM64, True): struct.Struct("<Iq"), (Kind.ENUM64, False): struct.Struct("<IQ")}
 
 
 class BtfFinder:
@@ -237,7 +95,7 @@ class BtfFinder:
             return self._prog.type(VARIABLES[name])
         if name == "__per_cpu_offset":
             return self._prog.array_type(self._prog.type("unsigned long"), 8192)
-        number = self._table.named(name, _Kind.VAR)
+        number = self._table.named(name, Kind.VAR)
         return None if number is None else self._type(self._table.head(number)[4])
 
     def _type(self, number: int, depth: int = 0) -> Type:
@@ -256,29 +114,29 @@ class BtfFinder:
         prog = self._prog
         name_at, kind, count, flag, size, tail = self._table.head(number)
         name = self._table.string(name_at) if name_at else ""
-        if kind == _Kind.INT:
+        if kind == Kind.INT:
             return self._integer(name, size, tail)
-        if kind == _Kind.PTR:
+        if kind == Kind.PTR:
             return prog.pointer_type(self._type(size, depth))
-        if kind == _Kind.ARRAY:
+        if kind == Kind.ARRAY:
             element, _, length = struct.unpack_from("<III", self._table.types, tail)
             return prog.array_type(self._type(element, depth), length) if length else prog.array_type(self._type(element, depth))
-        if kind in {_Kind.STRUCT, _Kind.UNION}:
-            return (prog.struct_type if kind == _Kind.STRUCT else prog.union_type)(name or None, size, self._members(tail, count, flag))
-        if kind in {_Kind.ENUM, _Kind.ENUM64}:
+        if kind in {Kind.STRUCT, Kind.UNION}:
+            return (prog.struct_type if kind == Kind.STRUCT else prog.union_type)(name or None, size, self._members(tail, count, flag))
+        if kind in {Kind.ENUM, Kind.ENUM64}:
             return self._enumeration(number, name or None)
-        if kind == _Kind.FWD:
+        if kind == Kind.FWD:
             return (prog.union_type if flag else prog.struct_type)(name)
-        if kind == _Kind.TYPEDEF:
+        if kind == Kind.TYPEDEF:
             return prog.typedef_type(name, self._type(size, depth))
         if kind in _QUALIFIERS:
             base = self._type(size, depth)
-            return base.qualified(base.qualifiers | _QUALIFIERS[_Kind(kind)])
-        if kind in {_Kind.FUNC, _Kind.TYPE_TAG}:
+            return base.qualified(base.qualifiers | _QUALIFIERS[Kind(kind)])
+        if kind in {Kind.FUNC, Kind.TYPE_TAG}:
             return self._type(size, depth)
-        if kind == _Kind.FUNC_PROTO:
+        if kind == Kind.FUNC_PROTO:
             return self._function(tail, count, size, depth)
-        if kind == _Kind.FLOAT:
+        if kind == Kind.FLOAT:
             return prog.float_type(name, size)
         raise BtfError(f"BTF: type {number} of kind {kind} is not a type of values")
 
@@ -310,9 +168,9 @@ class BtfFinder:
         if depth > _MAX_NESTED:
             raise BtfError(f"BTF: type {number} is within itself")
         _, kind, count, _, other, tail = self._table.head(number)
-        if kind in _QUALIFIERS or kind in {_Kind.TYPEDEF, _Kind.TYPE_TAG}:
+        if kind in _QUALIFIERS or kind in {Kind.TYPEDEF, Kind.TYPE_TAG}:
             self._check_nesting(other, depth + 1)
-        elif kind in {_Kind.STRUCT, _Kind.UNION}:
+        elif kind in {Kind.STRUCT, Kind.UNION}:
             for name, member, _ in _HEAD.iter_unpack(self._table.types[tail : tail + 12 * count]):
                 if not name:
                     self._check_nesting(member, depth + 1)
@@ -324,7 +182,7 @@ class BtfFinder:
     def _enumeration(self, number: int, name: str | None) -> Type:
         _, kind, count, signed, size, tail = self._table.head(number)
         self._count(count)
-        form = _ENUMERATORS[_Kind(kind), signed]
+        form = _ENUMERATORS[Kind(kind), signed]
         data = self._table.types[tail : tail + form.size * count]
         items = tuple(TypeEnumerator(self._table.string(item), value) for item, value in form.iter_unpack(data))
         return self._prog.enum_type(name, self._prog.int_type("int" if signed else "unsigned int", size, signed), items)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from perfguest.errors import FormatError, PerfguestError
+from perfguest.formats.orc import ENTRY_SIZE, read_orc
 from perfguest.guest.image import START_KERNEL_MAP, KernelImage, build_id_note, read_image
 from perfguest.guest.kallsyms import NO_SYMBOLS, Symbols, read_symbols
 from perfguest.guest.memory import GuestFault, GuestMemory
-from perfguest.guest.orc import ENTRY_SIZE, read_orc
 from perfguest.guest.task_layout import TaskLayout, read_task_layout
 from perfguest.guest.vmcoreinfo import VmcoreInfo, find_vmcoreinfo, kernel_page_tables, release_of
 from perfguest.proto import guest_pb2

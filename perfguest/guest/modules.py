@@ -14,9 +14,9 @@ import numpy as np
 from drgn import Object, Program, Type
 
 from perfguest.errors import FormatError
+from perfguest.formats.orc import read_orc
 from perfguest.guest.image import build_id_note
 from perfguest.guest.memory import PAGE, GuestFault
-from perfguest.guest.orc import read_orc
 from perfguest.proto import guest_pb2
 
 MAX_MODULES, MAX_BPF = 2048, 1 << 16

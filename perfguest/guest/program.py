@@ -10,7 +10,8 @@ import drgn
 from drgn import Architecture, Platform, Program, Symbol, SymbolBinding, SymbolKind
 
 from perfguest.errors import FormatError
-from perfguest.guest.btf import MAX_BTF, BtfFinder, BtfTable
+from perfguest.formats.btf import MAX_BTF, BtfTable
+from perfguest.guest.btf import BtfFinder
 from perfguest.guest.image import START_KERNEL_MAP, KernelImage
 from perfguest.guest.kallsyms import Symbols
 from perfguest.guest.memory import GuestFault, GuestMemory

@@ -56,7 +56,8 @@ class Recording(_message.Message):
     def __init__(self, format_version: _Optional[int] = ..., perfguest_version: _Optional[str] = ..., host: _Optional[_Union[Host, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., vms: _Optional[_Iterable[_Union[VirtualMachine, _Mapping]]] = ..., losses: _Optional[_Iterable[_Union[CpuLosses, _Mapping]]] = ..., started: _Optional[float] = ..., ended: _Optional[float] = ..., complete: bool = ..., ended_by: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ["chain_depth", "clock", "command", "event", "frequency", "kernel_stack_bytes", "locator", "perf_command", "perf_version", "trigger", "user_stack_bytes"]
+    __slots__ = ["buffer_kb", "chain_depth", "clock", "command", "event", "frequency", "kernel_stack_bytes", "locator", "perf_command", "perf_version", "trigger", "user_stack_bytes"]
+    BUFFER_KB_FIELD_NUMBER: _ClassVar[int]
     CHAIN_DEPTH_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +69,7 @@ class Sampling(_message.Message):
     PERF_VERSION_FIELD_NUMBER: _ClassVar[int]
     TRIGGER_FIELD_NUMBER: _ClassVar[int]
     USER_STACK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    buffer_kb: int
     chain_depth: int
     clock: str
     command: _containers.RepeatedScalarFieldContainer[str]
@@ -79,7 +81,7 @@ class Sampling(_message.Message):
     perf_version: str
     trigger: str
     user_stack_bytes: int
-    def __init__(self, perf_version: _Optional[str] = ..., perf_command: _Optional[_Iterable[str]] = ..., event: _Optional[str] = ..., frequency: _Optional[int] = ..., clock: _Optional[str] = ..., trigger: _Optional[str] = ..., locator: _Optional[str] = ..., kernel_stack_bytes: _Optional[int] = ..., user_stack_bytes: _Optional[int] = ..., chain_depth: _Optional[int] = ..., command: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, perf_version: _Optional[str] = ..., perf_command: _Optional[_Iterable[str]] = ..., event: _Optional[str] = ..., frequency: _Optional[int] = ..., clock: _Optional[str] = ..., trigger: _Optional[str] = ..., locator: _Optional[str] = ..., kernel_stack_bytes: _Optional[int] = ..., user_stack_bytes: _Optional[int] = ..., chain_depth: _Optional[int] = ..., command: _Optional[_Iterable[str]] = ..., buffer_kb: _Optional[int] = ...) -> None: ...
 
 class Thread(_message.Message):
     __slots__ = ["comm", "tid"]

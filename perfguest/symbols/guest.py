@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from perfguest.errors import FormatError, UsageError
 from perfguest.formats.guest_snapshot import GuestSnapshot
+from perfguest.symbols.guest_addresses import KERNEL_HALF
 from perfguest.symbols.guest_calls import I64, U64, Bool
 from perfguest.symbols.guest_columns import Columns, overlay
-from perfguest.symbols.guest_kernel import KERNEL_HALF, PROVEN, UNKNOWN, GuestKernel, KernelFile, kernel_offset
+from perfguest.symbols.guest_kernel import PROVEN, UNKNOWN, GuestKernel, KernelFile, kernel_offset
 from perfguest.symbols.guest_user import GuestPrograms
 from perfguest.symbols.host import Dso, Resolved
 from perfguest.symbols.snapshot_kernel import SnapshotKernels

@@ -13,19 +13,12 @@ import numpy as np
 from perfguest.errors import FormatError
 from perfguest.formats.kernel_image import KernelImage, parse_kernel_image
 from perfguest.formats.kernel_payload import read_file
+from perfguest.symbols.guest_addresses import KASLR_END, KASLR_STEP, KERNEL_HALF, MODULES_END
 from perfguest.symbols.guest_calls import U8, U64, Bool, Code
 from perfguest.symbols.kallsyms import read_kallsyms
 from perfguest.symbols.table import GLOBAL, LOCAL, WEAK, RawSymbols, SymbolTable, build_table
 
-#: The first address of the kernel's half.
-KERNEL_HALF = 1 << 63
-#: Where modules, and code made while running, may stand: behind the kernel's image, up to here (Documentation/arch/x86/x86_64/mm.rst).
-MODULES_END = 0xFFFFFFFFFF000000
-
 _ENTRY = "entry_SYSCALL_64"
-#: CONFIG_PHYSICAL_ALIGN, and RANDOMIZE_BASE's range: the image stays within 1 GiB.
-KASLR_STEP = 2 << 20
-KASLR_END = 1 << 30
 _MAX_TEXT_FILE = 1 << 28
 _GZIP_MAGIC = b"\x1f\x8b"
 _SYMBOL_LINE = re.compile(rb"[0-9a-fA-F]{8,16} \S \S")

@@ -16,8 +16,10 @@ import numpy.typing as npt
 from perfguest.errors import FormatError
 from perfguest.formats.guest_snapshot import GuestSnapshot
 from perfguest.proto import guest_pb2 as pb
+from perfguest.symbols.guest_addresses import KASLR_END, KASLR_STEP, KERNEL_HALF, MODULES_END
 from perfguest.symbols.guest_calls import U8, U64, Bool, Code
-from perfguest.symbols.guest_kernel import DISPROVEN, KASLR_END, KASLR_STEP, KERNEL_HALF, MODULES_END, PROVEN, UNKNOWN
+from perfguest.symbols.guest_kernel import DISPROVEN, PROVEN, UNKNOWN
+from perfguest.symbols.kernel_tables import KernelTables, add_modules, read_tables
 from perfguest.symbols.table import GLOBAL, LOCAL, WEAK, RawSymbols, SymbolTable, build_table
 
 I32 = npt.NDArray[np.int32]
@@ -62,12 +64,15 @@ class _Image:
     build_id: str
     symbols: SymbolColumns
     text: tuple[tuple[int, U8], ...]
+    orc: pb.Orc
 
 
 class SnapshotKernel:
     """A kernel as it ran in one VM, from ``time`` on. ``dso``: the name of the kernel itself. Raises :class:`FormatError` for what contradicts itself."""
 
     def __init__(self, event: pb.VmKernel, image: _Image, dso: str) -> None:
+        self.event = event
+        self.image = image
         self.time = event.time
         self.lstar = event.lstar
         self.key = event.kernel
@@ -204,7 +209,7 @@ class SnapshotKernels:
                 try:
                     symbols = decode_symbols(kernel.symbols, f"kernel {kernel.release[:64]}")
                     text = tuple((piece.address, np.frombuffer(piece.data, np.uint8)) for piece in kernel.text)
-                    self._images[key] = _Image(kernel.release, kernel.build_id.hex(), symbols, text)
+                    self._images[key] = _Image(kernel.release, kernel.build_id.hex(), symbols, text, kernel.orc)
                 except FormatError as error:
                     self.notes.append(f"{error.message}; they are not used")
         return self._images[key]
@@ -232,6 +237,16 @@ class SnapshotKernels:
                 same = self.kernels[later].key == self.kernels[number].key and self.kernels[later].lstar == self.kernels[number].lstar
                 return later if same else None
         return None
+
+    def tables(self, number: int) -> KernelTables:
+        """What unwinding the kernel needs, with the modules that later readings in the same boot found besides. Its notes are for people."""
+        kernel = self.kernels[number]
+        tables = read_tables(kernel.event, kernel.release, kernel.image.orc, kernel.image.text)
+        later = self.successor(number)
+        while later is not None:
+            add_modules(tables, self.kernels[later].event.modules)
+            later = self.successor(later)
+        return tables
 
     def check(self, kernel: I32, returns: U64) -> None:
         """Holds each kernel against the return addresses that samples of its time hold; one that they contradict is used no longer."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perfguest.formats.guest_stream import Memslot, parse_format
+from perfguest.formats.guest_format import parse_format
+from perfguest.formats.guest_stream import Memslot
 
 _DATA = lzma.decompress((Path(__file__).parents[1] / "formats/data/lab.stream.xz").read_bytes())
 FORMAT = _DATA[24 : 24 + struct.unpack_from("<I", _DATA, 20)[0]]

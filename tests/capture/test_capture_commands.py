@@ -34,7 +34,7 @@ def test_defaults(asked: list[RecordSettings]) -> None:
 
 
 def test_all_options(asked: list[RecordSettings]) -> None:
-    words = "-o out -e cycles -F 99 -p 5 -p 6 --vm web --trigger nmi --locator scan --kernel-stack 16K --user-stack 65536 --chain-depth 9"
+    words = "-o out -e cycles -F 99 -p 5 -p 6 --vm web --trigger nmi --locator scan --stack-size 64K --chain-depth 9"
     words += " --clock mono -m 1M --duration 2.5 --guest-memory kernel --guest-wait 3"
     assert CliRunner().invoke(record, [*words.split(), "--", "cmd", "-o", "x"]).exit_code == 3
     module_settings = ModuleSettings("nmi", "scan", "mono", 16384, 65536, 9, 1024)
@@ -43,13 +43,39 @@ def test_all_options(asked: list[RecordSettings]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "kernel_stack", "user_stack", "chain_depth"),
+    [
+        ("", 16384, 8192, 127),
+        ("--call-graph auto", 16384, 8192, 127),
+        ("--call-graph auto --stack-size 16K --chain-depth 9", 16384, 16384, 9),
+        ("--call-graph fp", 0, 0, 127),
+        ("--call-graph fp --chain-depth 9", 0, 0, 9),
+        ("--call-graph dump", 16384, 8192, 0),
+        ("--call-graph dump --stack-size 8", 16384, 8, 0),
+    ],
+)
+def test_call_graphs(asked: list[RecordSettings], words: str, kernel_stack: int, user_stack: int, chain_depth: int) -> None:
+    assert CliRunner().invoke(record, words.split()).exit_code == 3
+    assert [settings.module for settings in asked] == [ModuleSettings(kernel_stack=kernel_stack, user_stack=user_stack, chain_depth=chain_depth)]
+
+
+def test_help_teaches_how_stacks_are_taken() -> None:
+    text = " ".join(CliRunner().invoke(record, ["--help"]).output.split())
+    assert "--call-graph [auto|fp|dump]" in text and "--stack-size BYTES Copy so much of the guest's user stack [default: 8192]" in text
+
+
+@pytest.mark.parametrize(
     "words",
     [
-        "--kernel-stack 17K",
-        "--kernel-stack x",
-        "--user-stack 1M",
+        "--call-graph dwarf",
+        "--stack-size 65K",
+        "--stack-size x",
+        "--stack-size 0",
+        "--stack-size 12",
+        "--call-graph fp --stack-size 8192",
+        "--call-graph dump --chain-depth 9",
+        "--chain-depth 0",
         "-m 1K",
-        "--kernel-stack 7",
         "-F 0",
         "--duration 0",
         "--trigger timer",

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cffi import FFI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perfguest.errors import FormatError
-from perfguest.formats import guest_stream
+from perfguest.formats import guest_format, guest_stream
 from perfguest.formats.guest_stream import read_guest_stream
 from perfguest.formats.recording import STREAM_MAGIC
 
@@ -44,12 +47,12 @@ def walk(ffi: FFI, data: bytes) -> Iterator[tuple[int, Any]]:
         at += header.size
 
 
-def sections(ffi: FFI, data: bytes, at: int, number: int) -> Iterator[tuple[int, int, bytes]]:
-    """(kind, end, payload)"""
+def sections(ffi: FFI, data: bytes, at: int, number: int) -> Iterator[tuple[int, int, int, bytes]]:
+    """(kind, end, address, payload)"""
     at += ffi.sizeof("struct pg_sample")
     for _ in range(number):
         section = ffi.from_buffer("struct pg_section *", data[at : at + 16])
-        yield section.kind, section.end, data[at + 16 : at + 16 + section.size]
+        yield section.kind, section.end, section.address, data[at + 16 : at + 16 + section.size]
         at += 16 + (section.size + 7) // 8 * 8
 
 
@@ -72,12 +75,79 @@ def test_samples_are_those_of_the_header(ffi: FFI, tmp_path: Path) -> None:
             assert mine[name] == getattr(sample, name)
         assert mine["regs"].tolist() == list(sample.regs)
         chains: dict[int, tuple[int, list[int]]] = {}
-        for kind, end, payload in sections(ffi, DATA, at, sample.nr_sections):
+        for kind, end, _, payload in sections(ffi, DATA, at, sample.nr_sections):
             chains[kind] = end, list(struct.unpack(f"<{len(payload) // 8}Q", payload[: len(payload) // 8 * 8]))
         for kind, read_chains in ((guest_stream.CHAIN_KERNEL, stream.samples.kernel), (guest_stream.CHAIN_USER, stream.samples.user)):
             end, addresses = chains.get(kind, (0, []))
             assert read_chains.address[read_chains.start[row] : read_chains.start[row + 1]].tolist() == addresses
             assert read_chains.end[row] == end
+
+
+def test_copies_and_registers_are_those_of_the_header(ffi: FFI, tmp_path: Path) -> None:
+    stream = read(tmp_path, DATA)
+    copies, registers = stream.samples.copies, stream.samples.registers()
+    assert registers.shape == (60, 17) and registers.dtype == np.uint64
+    kinds = {guest_stream.STACK_KERNEL, guest_stream.STACK_TASK, guest_stream.STACK_USER}
+    samples = [at for at, header in walk(ffi, DATA) if header.type == 1]
+    for row, at in enumerate(samples):
+        sample = ffi.from_buffer("struct pg_sample *", DATA[at : at + ffi.sizeof("struct pg_sample")])
+        assert registers[row].tolist() == [*sample.regs, sample.ip]
+        theirs = [section for section in sections(ffi, DATA, at, sample.nr_sections) if section[0] in kinds]
+        mine = [
+            (kind, end, address, stream.memory[offset : offset + size].tobytes())
+            for kind, end, address, offset, size in zip(
+                *(
+                    column[copies.start[row] : copies.start[row + 1]].tolist()
+                    for column in (copies.kind, copies.end, copies.address, copies.offset, copies.size)
+                ),
+                strict=True,
+            )
+        ]
+        assert mine == theirs
+    assert copies.start[-1] == len(copies) and kinds <= set(copies.kind.tolist()) and not (copies.offset % 8).any()
+
+
+def columns(stream: guest_stream.GuestStream) -> list[bytes]:
+    samples = stream.samples
+    parts = [samples.fields, *(column for part in (samples.kernel, samples.user, samples.copies) for column in vars(part).values())]
+    return [part.tobytes() for part in parts]
+
+
+@pytest.mark.parametrize("window", [64, 4096, 50_000])
+def test_a_file_of_many_windows_reads_as_one_of_one(ffi: FFI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    lost = bytes(ffi.buffer(ffi.new("struct pg_lost *", {"header": {"type": 3, "size": ffi.sizeof("struct pg_lost"), "cpu": 1}, "lost": [1, 2, 3, 4]})))
+    data = DATA + lost + DATA[HEAD:] + lost + b"torn"
+    whole = read(tmp_path, data)
+    monkeypatch.setattr(guest_stream, "_WINDOW", window)
+    parts = read(tmp_path, data)
+    assert len(whole.samples) == 120 and columns(parts) == columns(whole)
+    assert (parts.vms, parts.lost, parts.notes) == (whole.vms, whole.lost, whole.notes) and parts.lost == {1: [2, 4, 6, 8]}
+
+
+def test_copies_take_no_memory(ffi: FFI, tmp_path: Path) -> None:
+    """Of a stream that is nearly all copies, as the file systems keep it: with holes."""
+    record, section, size, number = ffi.sizeof("struct pg_sample"), ffi.sizeof("struct pg_section"), 1 << 16, 8192
+    sample = ffi.new("struct pg_sample *", {"header": {"type": 1, "size": record + section + size}, "nr_sections": 1})
+    copy = ffi.new("struct pg_section *", {"kind": guest_stream.STACK_USER, "size": size})
+    path = tmp_path / "guest.stream"
+    with path.open("wb") as file:
+        file.write(DATA[:HEAD])
+        for _ in range(number):
+            file.write(bytes(ffi.buffer(sample)) + bytes(ffi.buffer(copy)))
+            file.seek(size, os.SEEK_CUR)
+        file.truncate()
+    program = """if True:
+        import resource, sys
+        from pathlib import Path
+        from perfguest.formats.guest_stream import read_guest_stream
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        stream = read_guest_stream(Path(sys.argv[1]))
+        print(len(stream.samples.copies), int(stream.samples.copies.size.sum()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    copies, bytes_, grown_kb = map(int, done.stdout.split())
+    assert (copies, bytes_) == (number, number * size)
+    assert grown_kb << 10 < bytes_ // 4
 
 
 def test_vm_records_have_memslots_and_the_syscall_entry(ffi: FFI, tmp_path: Path) -> None:
@@ -91,8 +161,14 @@ def test_constants_are_those_of_the_header(ffi: FFI) -> None:
     reasons = ffi.typeof("enum pg_lost_reason").relements
     assert [reasons[f"PG_LOST_{name.upper()}"] for name in guest_stream.LOST_REASONS] == list(range(reasons["PG_LOST_NR"]))
     kinds = ffi.typeof("enum pg_section_kind").relements
-    assert (kinds["PG_SECTION_CHAIN_KERNEL"], kinds["PG_SECTION_CHAIN_USER"]) == (guest_stream.CHAIN_KERNEL, guest_stream.CHAIN_USER)
-    assert f"#define PG_ABI_VERSION {guest_stream.ABI_VERSION}\n" in ABI.read_text()
+    assert {name: getattr(guest_stream, name.removeprefix("PG_SECTION_")) for name in kinds} == kinds
+    ends = ffi.typeof("enum pg_end").relements
+    ours = [name for name in vars(guest_stream) if name.startswith("END_")]
+    assert len(ours) == 7 and all(getattr(guest_stream, name) == ends[f"PG_{name}"] for name in ours)
+    flags = dict(re.findall(r"#define PG_SAMPLE_(\w+)\s+\(1ULL << (\d+)\)", ABI.read_text()))
+    ours = [name for name in vars(guest_stream) if name.startswith("FLAG_")]
+    assert len(ours) == 5 and all(getattr(guest_stream, name) == 1 << int(flags[name.removeprefix("FLAG_")]) for name in ours)
+    assert f"#define PG_ABI_VERSION {guest_format.ABI_VERSION}\n" in ABI.read_text()
 
 
 def test_losses_add_up(ffi: FFI, tmp_path: Path) -> None:

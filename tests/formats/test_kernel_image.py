@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perfguest.errors import EnvironmentProblem, FormatError
-from perfguest.formats import kernel_payload
+from perfguest.formats import packing
 from perfguest.formats.image_kallsyms import decode_kallsyms
 from perfguest.formats.kernel_image import KernelImage, parse_kernel_image, read_kernel_image
 
@@ -307,7 +307,7 @@ def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("packer", ["gzip", "xz", "bzip2", "zstd"])
 def test_a_stream_that_unpacks_without_end_is_refused(packer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_payload, "MAX_UNPACKED", 10_000)
+    monkeypatch.setattr(packing, "MAX_UNPACKED", 10_000)
     with pytest.raises(FormatError, match="more than"):
         parse_kernel_image(boot_image(packed_by(packer)), "made")
 

@@ -16,8 +16,9 @@ from drgn import Architecture, Platform, Program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfguest.formats.btf import BtfError, BtfTable
 from perfguest.formats.kernel_image import read_kernel_image
-from perfguest.guest.btf import BtfError, BtfFinder, BtfTable
+from perfguest.guest.btf import BtfFinder
 
 ERRORS = (BtfError, LookupError, ValueError, TypeError, OverflowError)
 

@@ -283,7 +283,7 @@ def test_the_plugin_prints_what_convert_prints(recorded: Recorded, tmp_path: Pat
 
 
 def test_stack_copies(host: Host) -> None:
-    host.perfguest("record", "--guest-memory", "off", "-o", "copies", "-F", "300", "--kernel-stack", "16384", "--user-stack", "4096", "--", "sleep", "3")
+    host.perfguest("record", "--guest-memory", "off", "-o", "copies", "-F", "300", "--stack-size", "4096", "--", "sleep", "3")
     data = RecordingPaths(host.work / "copies").guest_stream.stat().st_size
     stream = stream_of(host.work / "copies")
     assert len(stream.samples) > 50

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfguest.formats.guest_snapshot import GuestSnapshot
-from perfguest.formats.guest_stream import Chains, GuestSamples
+from perfguest.formats.guest_stream import Chains, Copies, GuestSamples
 from perfguest.proto import guest_pb2 as pb
 from perfguest.symbols.guest_tasks import FLAG_CR3, FLAG_TASK, GuestTasks, guest_tasks
 
@@ -23,7 +23,8 @@ A, B = 0x10000, 0x20000
 def tasks(rows: list[tuple[int, int, int, int, int, int, bytes]], processes: list[pb.Process], vm: int = 0) -> GuestTasks:
     """``rows``: (time, flags, cr3, tid, tgid, start, comm)."""
     none = Chains(np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.uint64), np.zeros(len(rows), np.int32))
-    samples = GuestSamples(np.array(rows, np.dtype(FIELDS)), none, none)
+    copies = Copies(none.start, np.zeros(0, np.uint8), none.address, none.start[:0], none.start[:0], none.end[:0])
+    samples = GuestSamples(np.array(rows, np.dtype(FIELDS)), none, none, copies)
     return guest_tasks(samples, np.full(len(rows), vm, np.int32), PIDS, GuestSnapshot(Path("/nowhere"), processes=processes))
 
 
