@@ -20,6 +20,8 @@ _LINE = re.compile(r"^\s*([0-9a-f]+):\t(?:[0-9a-f]{2} )+\s*\t(?:(?:bnd|notrack|c
 _DIRECT = re.compile(r"(?:0x)?([0-9a-f]{16})\b")
 _JUMP = re.compile(r"j[a-z]+")
 _THUNK = re.compile(r"__x86_indirect_(?:thunk|call_thunk|jump_thunk|its_thunk)_\w+|__x86_indirect_(?:call_|jump_)?thunk_array")
+# What the last instruction of a function is, and what fills the space behind it.
+_ENDS = {"ret", "jmp", "int3", "ud2", "nop", "nopl", "nopw", "xchg", "(bad)"}
 # Longest tail of tail calls that is followed.
 _TAILS = 4
 _MARGIN = 48
@@ -63,7 +65,8 @@ class Edges:
         """Where a function jumps to outside of itself; None for a jump through a register or memory."""
         end = self._names.span(start)[1]
         found: set[int | None] = set()
-        for _, mnemonic, _, operand in self._disassemble(start, min(end, start + 65536)):
+        mnemonic = "ret"
+        for _, mnemonic, _, operand in self._disassemble(start, end):
             if not _JUMP.fullmatch(mnemonic):
                 continue
             target = self._target(operand)
@@ -71,6 +74,9 @@ class Edges:
                 found.add(None)
             elif not start <= target < end:
                 found.add(target)
+        if mnemonic not in _ENDS:
+            # It goes on into the next one: an entry in the middle of a function.
+            found.add(end)
         return frozenset(found)
 
     def _is_thunk(self, address: int) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from perfguest.errors import LabError
 from perfguest.formats.guest_snapshot import DIRECTORY, SnapshotWriter
-from perfguest.formats.guest_stream import parse_format
+from perfguest.formats.guest_format import parse_format
 from perfguest.formats.recording import FORMAT_VERSION, RecordingPaths, stream_head, write_recording
 from perfguest.guest import binaries, processes
 from perfguest.guest.binaries import FileHandle

@@ -6,29 +6,29 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from perfguest.formats.guest_snapshot import DIRECTORY, GuestSnapshot, read_snapshot
-from perfguest.formats.guest_stream import parse_format
+from perfguest.formats.guest_format import parse_format
 from perfguest.formats.recording import RecordingPaths
 from perfguest.proto import guest_pb2
 from tests.unwind.sampler import REGISTERS, STACK_KERNEL, STACK_TASK, STACK_USER, USER
 
 _HEAD = struct.Struct("<16sII")
-_CR3 = 0x000F_FFFF_FFFF_F000
+# Without PCID, flags, and the bit that tells a process's user table from its kernel table.
+_CR3 = 0x000F_FFFF_FFFF_E000
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Guest memory from ``address`` on. ``offset``: where it is in the stream's file."""
+    """Guest memory from ``address`` on."""
 
     kind: int
     address: int
     data: bytes
-    offset: int
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,12 @@ class Sample:
 
 @dataclass
 class Evidence:
-    """All of a recording. ``data``: of the stream's file."""
+    """All of a recording."""
 
+    directory: Path
     samples: list[Sample]
     snapshot: GuestSnapshot
-    data: bytes
+    _by_table: dict[tuple[int, int], list[guest_pb2.Process]] = field(default_factory=dict)
 
     @property
     def vm_kernel(self) -> guest_pb2.VmKernel:
@@ -66,24 +67,20 @@ class Evidence:
         return kernel
 
     def process_of(self, sample: Sample) -> guest_pb2.Process | None:
-        """The process as it was read last before the sample, else as it was read first."""
-        readings = self._readings().get((sample.task[1], sample.cr3 & _CR3 & ~4096), [])
+        """The process as it was read last before the sample, else as it was read first: with the page table that the sample had."""
+        if not self._by_table:
+            for process in self.snapshot.processes:
+                self._by_table.setdefault((process.tgid, process.cr3 & _CR3), []).append(process)
+        readings = self._by_table.get((sample.task[1], sample.cr3 & _CR3), [])
         at = bisect_right([reading.time for reading in readings], sample.time) - 1
         return readings[max(at, 0)] if readings else None
-
-    def _readings(self) -> dict[tuple[int, int], list[guest_pb2.Process]]:
-        if not hasattr(self, "_by_table"):
-            self._by_table: dict[tuple[int, int], list[guest_pb2.Process]] = {}
-            for process in self.snapshot.processes:
-                self._by_table.setdefault((process.tgid, process.cr3 & ~4096), []).append(process)
-        return self._by_table
 
 
 def read_evidence(directory: Path) -> Evidence:
     data = RecordingPaths(directory).guest_stream.read_bytes()
     snapshot = read_snapshot(directory / DIRECTORY)
     assert snapshot is not None and not snapshot.notes
-    return Evidence(list(_samples(data)), snapshot, data)
+    return Evidence(directory, list(_samples(data)), snapshot)
 
 
 def _samples(data: bytes) -> Iterator[Sample]:
@@ -112,5 +109,5 @@ def _copies(data: bytes, at: int, end: int, section: np.dtype[np.void]) -> Itera
         at += section.itemsize
         size = int(head["size"])
         if int(head["kind"]) in {STACK_KERNEL, STACK_TASK, STACK_USER}:
-            yield Copy(int(head["kind"]), int(head["address"]), data[at : at + size], at)
+            yield Copy(int(head["kind"]), int(head["address"]), data[at : at + size])
         at += size + 7 & ~7

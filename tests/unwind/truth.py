@@ -57,8 +57,8 @@ def _patterns(told: dict[str, Any]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Of whole chains, and of those that end on a stack of their own."""
     main = [[*chain, *told["main"]["root"], *told["entry"]] for chain in [*told["main"]["chains"], []]]
     thread = [[*chain, *told["threads"]["root"], *told["thread"]] for chain in [*told["threads"]["chains"], []]]
-    # Before main and after it, a thread before its function, and the dynamic linker at its start.
-    others = [told["entry"], told["thread"], ["<libc>*", "<ld>+"], ["<libc>*", "<ld>*", *told["entry"]]]
+    # Before main and after it, a thread before its function.
+    others = [told["entry"], told["thread"]]
     below = "|".join(_suffixes(chain) for chain in [*main, *thread, *others])
     near = "|".join(f"(?:{_suffixes(chain)})<libc>;" for chain in told["signals"])
     far = "|".join(f"(?:{_suffixes(chain)})<libc>;" for chain in told["far"])

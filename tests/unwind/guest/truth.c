@@ -25,7 +25,8 @@
 /* Neither inlined, cloned nor merged with its twin: every function below is one frame under its own name. */
 #define FRAME __attribute__((noipa))
 #define UNIT 40000UL
-#define ALTERNATE_STACK 65536
+#define NEAR_STACK 16384
+#define FAR_STACK 65536
 
 /* Of truth_library.c. */
 unsigned long library_mix(unsigned long x);
@@ -232,7 +233,7 @@ FRAME static void on_signal(int number)
 	sink++;
 }
 
-/* On a stack that lies in a frame of the one below: both are in one piece of memory. */
+/* On a stack right below the one of the thread: both are in one piece of memory. */
 FRAME static void on_near_stack(int number)
 {
 	spin((uint64_t)number);
@@ -266,15 +267,33 @@ static void use_stack(void *stack, size_t size)
 		abort();
 }
 
-FRAME static void near_stack_round(void)
+/* The stack for signals lies right below the thread's own, and that is small: one copy holds both. */
+FRAME static void *near_stack_main(void *region)
 {
-	char stack[16384];
-
-	/* Of a page that was never touched there is nothing to copy, nor of what is behind it. */
-	memset(stack, 1, sizeof(stack));
-	use_stack(stack, sizeof(stack));
+	use_stack(region, NEAR_STACK);
 	raise(SIGUSR2);
 	use_stack(NULL, 0);
+	sink++;
+	return NULL;
+}
+
+FRAME static void near_stack_round(void)
+{
+	static void *region;
+	pthread_attr_t attributes;
+	pthread_t thread;
+
+	if (!region) {
+		region = mmap(NULL, 3 * NEAR_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		/* Of a page that was never touched there is nothing to copy, nor of what is behind it. */
+		memset(region, 1, 3 * NEAR_STACK);
+	}
+	pthread_attr_init(&attributes);
+	pthread_attr_setstack(&attributes, (char *)region + NEAR_STACK, 2 * NEAR_STACK);
+	if (pthread_create(&thread, &attributes, near_stack_main, region))
+		abort();
+	pthread_join(thread, NULL);
+	pthread_attr_destroy(&attributes);
 	sink++;
 }
 
@@ -283,8 +302,8 @@ FRAME static void far_stack_round(void)
 	static void *stack;
 
 	if (!stack)
-		stack = mmap(NULL, ALTERNATE_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	use_stack(stack, ALTERNATE_STACK);
+		stack = mmap(NULL, FAR_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	use_stack(stack, FAR_STACK);
 	raise(SIGHUP);
 	use_stack(NULL, 0);
 	sink++;
