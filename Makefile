@@ -6,7 +6,7 @@ PERFGUEST ?= $(CURDIR)/.venv/bin/perfguest
 KERNEL ?= $(shell ls -v /boot/vmlinuz-*-amd64 2>/dev/null | tail -n 1 | sed 's,.*/vmlinuz-,,')
 KDIR ?= /lib/modules/$(KERNEL)/build
 
-.PHONY: help demo test test-quick storm guests lint module proto clean
+.PHONY: help demo test test-quick storm guests lint native module proto clean
 help:
 	@echo "make demo        record and convert a guest in the lab; results in demo/"
 	@echo "make test        lint, types and all tests, the lab's too"
@@ -14,11 +14,12 @@ help:
 	@echo "make storm       load, sample and unload the module fifty times in the lab"
 	@echo "make guests      what is read out of guests' memory, with the kernels GUEST_KERNELS=VMLINUZ:VMLINUZ..."
 	@echo "make lint        ruff and mypy"
+	@echo "make native      build the unwinder in C, in place"
 	@echo "make module      build the kernel module for KDIR=$(KDIR)"
 	@echo "make proto       generate perfguest/proto from proto/"
 
 # A KVM host in QEMU, a guest in it: recorded there, converted here.
-demo: module
+demo: module native
 	mkdir -p demo
 	cd demo && $(PERFGUEST) lab -- ../tools/demo-inside.sh $(PERFGUEST)
 	cd demo && for form in pprof chrome "folded -o guest.folded" "script -o guest.script"; do \
@@ -39,13 +40,17 @@ test-quick: lint
 	$(PYTHON) -m pytest -m "not lab and not storm"
 
 # Each image wants its modules beside it, as dpkg -x of a linux-image package leaves them.
-guests:
+guests: native
 	PERFGUEST_GUEST_KERNELS="$(GUEST_KERNELS)" $(PYTHON) -m pytest -v tests/guest
 
-lint:
+lint: native
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+
+# Only what has changed is compiled.
+native:
+	$(PYTHON) setup.py -q build_ext --inplace
 
 module:
 	$(PYTHON) -m perfguest module build --kdir $(KDIR)
@@ -55,4 +60,4 @@ proto:
 
 clean:
 	$(MAKE) -C kmod clean
-	rm -rf build demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build perfguest/unwind/*.so demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

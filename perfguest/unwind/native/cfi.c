@@ -1,0 +1,600 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * Call frame information (DWARF 5, section 6.4; Linux Standard Base Core 5.0,
+ * section 10.6, for .eh_frame). An FDE tells of one function, with what many
+ * have in common in a CIE. Both carry a little program that makes a table: one
+ * row of rules for each range of addresses. We run it up to the row that is
+ * asked for, and only when an address is met for the first time.
+ */
+#include "cfi.h"
+#include "dwarf.h"
+
+#define MAX_REMEMBERED	8
+#define LENGTH_64	0xffffffffu
+#define DEBUG_FRAME_CIE	0xffffffffu
+#define MAX_AUGMENTATION	16
+
+bool pg_take_encoded(struct pg_bytes *bytes, uint8_t encoding, uint64_t vaddr, uint64_t data,
+		     uint64_t *value)
+{
+	switch (encoding & DW_EH_PE_format) {
+	case DW_EH_PE_absptr:
+	case DW_EH_PE_udata8:
+	case DW_EH_PE_sdata8:
+		*value = pg_take_u64(bytes);
+		break;
+	case DW_EH_PE_uleb128:
+		*value = pg_take_uleb(bytes);
+		break;
+	case DW_EH_PE_sleb128:
+		*value = (uint64_t)pg_take_sleb(bytes);
+		break;
+	case DW_EH_PE_udata2:
+		*value = pg_take_u16(bytes);
+		break;
+	case DW_EH_PE_sdata2:
+		*value = (uint64_t)(int16_t)pg_take_u16(bytes);
+		break;
+	case DW_EH_PE_udata4:
+		*value = pg_take_u32(bytes);
+		break;
+	case DW_EH_PE_sdata4:
+		*value = (uint64_t)(int32_t)pg_take_u32(bytes);
+		break;
+	default:
+		return false;
+	}
+	/* Also what DW_EH_PE_omit consists of. */
+	if (encoding & DW_EH_PE_indirect)
+		return false;
+	switch (encoding & DW_EH_PE_base) {
+	case 0:
+		return true;
+	case DW_EH_PE_pcrel:
+		*value += vaddr;
+		return true;
+	case DW_EH_PE_datarel:
+		*value += data;
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* What stands at the head of CIEs and FDEs alike. */
+struct entry {
+	uint64_t offset;	/* in the file, of the field behind the length */
+	struct pg_bytes bytes;	/* from there on */
+	bool is_64;
+};
+
+/* An entry of no length ends .eh_frame: then nothing is in bytes. */
+static enum pg_end view_entry(const struct pg_binary *binary, uint64_t offset, struct entry *entry)
+{
+	struct pg_bytes head;
+	uint64_t length;
+	enum pg_end end;
+
+	end = pg_file_view(&binary->file, offset, sizeof(uint32_t), &head);
+	if (end)
+		return end;
+	length = pg_take_u32(&head);
+	entry->is_64 = length == LENGTH_64;
+	entry->offset = offset + sizeof(uint32_t);
+	if (entry->is_64) {
+		end = pg_file_view(&binary->file, entry->offset, sizeof(uint64_t), &head);
+		if (end)
+			return end;
+		length = pg_take_u64(&head);
+		entry->offset += sizeof(uint64_t);
+	}
+	return pg_file_view(&binary->file, entry->offset, length, &entry->bytes);
+}
+
+static uint64_t take_id(struct entry *entry)
+{
+	return entry->is_64 ? pg_take_u64(&entry->bytes) : pg_take_u32(&entry->bytes);
+}
+
+static bool is_cie_id(enum pg_section_kind kind, bool is_64, uint64_t id)
+{
+	if (kind == PG_EH_FRAME)
+		return !id;
+	return id == (is_64 ? ~0ULL : DEBUG_FRAME_CIE);
+}
+
+/* What the letters say, and the data behind 'z' that some of them want. */
+static bool parse_augmentation(struct pg_bytes *bytes, const char *letters, struct pg_cie *cie)
+{
+	struct pg_bytes data;
+	uint64_t size, ignored;
+
+	if (*letters != 'z')
+		return !*letters;
+	cie->augmented = true;
+	size = pg_take_uleb(bytes);
+	data.at = pg_take(bytes, size);
+	if (!data.at)
+		return false;
+	data.end = data.at + size;
+	data.broken = false;
+	while (*++letters) {
+		switch (*letters) {
+		case 'R':
+			cie->encoding = pg_take_u8(&data);
+			break;
+		case 'P':
+			/* Only to get behind it: neither its base nor indirection matter. */
+			if (!pg_take_encoded(&data, pg_take_u8(&data) & DW_EH_PE_format, 0, 0,
+					     &ignored))
+				return false;
+			break;
+		case 'L':
+			pg_take_u8(&data);
+			break;
+		case 'S':
+			cie->signal = true;
+			break;
+		default:
+			/* What else there is has its data behind all that we want. */
+			return !data.broken;
+		}
+	}
+	return !data.broken;
+}
+
+static bool take_letters(struct pg_bytes *bytes, char letters[MAX_AUGMENTATION])
+{
+	unsigned int i;
+
+	for (i = 0; i < MAX_AUGMENTATION; i++) {
+		letters[i] = (char)pg_take_u8(bytes);
+		if (!letters[i])
+			return !bytes->broken;
+	}
+	return false;
+}
+
+static enum pg_end parse_cie(const struct pg_binary *binary, enum pg_section_kind kind,
+			     uint64_t offset, struct pg_cie *cie)
+{
+	char letters[MAX_AUGMENTATION];
+	struct pg_bytes *bytes;
+	const uint8_t *start;
+	struct entry entry;
+	enum pg_end end;
+	uint64_t return_register;
+	uint8_t version;
+
+	end = view_entry(binary, offset, &entry);
+	if (end)
+		return end == PG_END_PAGES ? end : PG_END_NO_RULE;
+	bytes = &entry.bytes;
+	start = bytes->at;
+	if (!is_cie_id(kind, entry.is_64, take_id(&entry)))
+		return PG_END_NO_RULE;
+	memset(cie, 0, sizeof(*cie));
+	version = pg_take_u8(bytes);
+	if ((version != 1 && version != 3 && version != 4) || !take_letters(bytes, letters))
+		return PG_END_NO_RULE;
+	if (version == 4 && (pg_take_u8(bytes) != 8 || pg_take_u8(bytes)))
+		return PG_END_NO_RULE;	/* another address size, or segments */
+	if (letters[0] == 'e' && letters[1] == 'h') {
+		/* A pointer that GCC 2 put there. */
+		pg_take_u64(bytes);
+		memmove(letters, letters + 2, sizeof(letters) - 2);
+	}
+	cie->code_factor = pg_take_uleb(bytes);
+	cie->data_factor = pg_take_sleb(bytes);
+	return_register = version == 1 ? pg_take_u8(bytes) : pg_take_uleb(bytes);
+	if (!parse_augmentation(bytes, letters, cie) || bytes->broken ||
+	    return_register != PG_RIP)
+		return PG_END_NO_RULE;
+	cie->program = *bytes;
+	cie->program_offset = entry.offset + (uint64_t)(bytes->at - start);
+	return 0;
+}
+
+/* Where the FDE with this id, which stands at id_offset, says its CIE is. */
+static uint64_t cie_offset(const struct pg_binary *binary, enum pg_section_kind kind,
+			   uint64_t id_offset, uint64_t id)
+{
+	if (kind == PG_EH_FRAME)
+		return id_offset - id;
+	return binary->sections[kind].offset + id;
+}
+
+static enum pg_end parse_range(const struct pg_binary *binary, const struct entry *entry,
+			       const uint8_t *start, struct pg_bytes *bytes, struct pg_fde *fde)
+{
+	uint64_t at = entry->offset + (uint64_t)(bytes->at - start), vaddr = 0;
+	uint8_t encoding = fde->cie.encoding;
+
+	if ((encoding & DW_EH_PE_base) == DW_EH_PE_pcrel &&
+	    !pg_offset_to_vaddr(binary, at, &vaddr))
+		return PG_END_NO_RULE;
+	fde->bias = vaddr - at;
+	if (!pg_take_encoded(bytes, encoding, vaddr, binary->table.base, &fde->start) ||
+	    !pg_take_encoded(bytes, encoding & DW_EH_PE_format, 0, 0, &fde->size))
+		return PG_END_NO_RULE;
+	if (fde->cie.augmented)
+		pg_take(bytes, pg_take_uleb(bytes));
+	return bytes->broken ? PG_END_NO_RULE : 0;
+}
+
+enum pg_end pg_parse_fde(const struct pg_binary *binary, enum pg_section_kind kind,
+			 uint64_t offset, struct pg_fde *fde)
+{
+	const uint8_t *start;
+	struct entry entry;
+	enum pg_end end;
+	uint64_t id;
+
+	memset(fde, 0, sizeof(*fde));
+	end = view_entry(binary, offset, &entry);
+	if (end)
+		return end == PG_END_PAGES ? end : PG_END_NO_RULE;
+	start = entry.bytes.at;
+	fde->next_offset = entry.offset + pg_bytes_left(&entry.bytes);
+	fde->is_end = fde->next_offset == entry.offset;
+	if (fde->is_end)
+		return 0;
+	id = take_id(&entry);
+	if (entry.bytes.broken)
+		return PG_END_NO_RULE;
+	fde->is_cie = is_cie_id(kind, entry.is_64, id);
+	if (fde->is_cie)
+		return 0;
+	end = parse_cie(binary, kind, cie_offset(binary, kind, entry.offset, id), &fde->cie);
+	if (!end)
+		end = parse_range(binary, &entry, start, &entry.bytes, fde);
+	if (end)
+		return end;
+	fde->program = entry.bytes;
+	fde->program_offset = entry.offset + (uint64_t)(entry.bytes.at - start);
+	return 0;
+}
+
+enum cell_kind {
+	CELL_SAME,		/* or nothing said, which comes to that */
+	CELL_UNDEFINED,
+	CELL_SAVED,
+};
+
+struct cell {
+	uint8_t kind;
+	uint8_t saved;		/* enum pg_saved_kind */
+	uint16_t size;
+	int32_t offset;
+};
+
+/* A row of the table; registers as DWARF numbers them. */
+struct row {
+	uint8_t cfa_kind;
+	uint8_t cfa_register;
+	uint16_t cfa_size;
+	int32_t cfa_offset;
+	struct cell cells[PG_REGISTERS];
+};
+
+struct program {
+	struct pg_bytes code;
+	uint64_t code_offset;	/* of the program's start, in the file */
+	const uint8_t *start;
+	const struct pg_fde *fde;
+	uint64_t address;	/* where the row begins that is being made */
+	uint64_t wanted;
+	struct row row;
+	struct row initial;	/* what the CIE's program made */
+	struct row remembered[MAX_REMEMBERED];
+	unsigned int remembered_count;
+	enum pg_end end;
+};
+
+static void fail(struct program *p)
+{
+	p->end = PG_END_NO_RULE;
+}
+
+/* A number that a rule has room for. */
+static int32_t narrow(struct program *p, int64_t value)
+{
+	if (value != (int32_t)value)
+		fail(p);
+	return (int32_t)value;
+}
+
+static int32_t factored(struct program *p, int64_t value)
+{
+	return narrow(p, (int64_t)((uint64_t)value * (uint64_t)p->fde->cie.data_factor));
+}
+
+/* Vector registers and the like have rules, too: those go nowhere. */
+static void set_cell(struct program *p, uint64_t number, struct cell cell)
+{
+	if (number < PG_REGISTERS)
+		p->row.cells[number] = cell;
+}
+
+static void save(struct program *p, uint64_t number, enum pg_saved_kind kind, int32_t offset)
+{
+	set_cell(p, number, (struct cell){ .kind = CELL_SAVED, .saved = kind, .offset = offset });
+}
+
+static void restore(struct program *p, uint64_t number)
+{
+	if (number < PG_REGISTERS)
+		p->row.cells[number] = p->initial.cells[number];
+}
+
+/* The place of an expression in the file. */
+static void take_expression(struct program *p, uint16_t *size, int32_t *offset)
+{
+	uint64_t length = pg_take_uleb(&p->code);
+	uint64_t place = p->code_offset + (uint64_t)(p->code.at - p->start);
+
+	pg_take(&p->code, length);
+	if (length > UINT16_MAX || place > UINT32_MAX)
+		p->end = PG_END_EXPRESSION;
+	*size = (uint16_t)length;
+	*offset = (int32_t)(uint32_t)place;
+}
+
+static void save_by_expression(struct program *p, enum pg_saved_kind kind)
+{
+	struct cell cell = { .kind = CELL_SAVED, .saved = kind };
+	uint64_t number = pg_take_uleb(&p->code);
+
+	take_expression(p, &cell.size, &cell.offset);
+	set_cell(p, number, cell);
+}
+
+static void save_in_register(struct program *p)
+{
+	uint64_t number = pg_take_uleb(&p->code), source = pg_take_uleb(&p->code);
+
+	if (source < PG_REGISTERS)
+		save(p, number, PG_SAVED_IN_REGISTER, pg_dwarf_register(source));
+	else
+		set_cell(p, number, (struct cell){ .kind = CELL_UNDEFINED });
+}
+
+static void set_cfa_register(struct program *p, uint64_t number)
+{
+	if (number >= PG_RIP) {
+		fail(p);
+		return;
+	}
+	p->row.cfa_kind = PG_CFA_REGISTER;
+	p->row.cfa_register = pg_dwarf_register(number);
+}
+
+/* False if op is none of those that define the CFA. */
+static bool define_cfa(struct program *p, uint8_t op)
+{
+	struct pg_bytes *code = &p->code;
+	uint64_t number;
+
+	switch (op) {
+	case DW_CFA_def_cfa:
+		number = pg_take_uleb(code);
+		p->row.cfa_offset = narrow(p, (int64_t)pg_take_uleb(code));
+		set_cfa_register(p, number);
+		return true;
+	case DW_CFA_def_cfa_sf:
+		number = pg_take_uleb(code);
+		p->row.cfa_offset = factored(p, pg_take_sleb(code));
+		set_cfa_register(p, number);
+		return true;
+	case DW_CFA_def_cfa_register:
+		if (p->row.cfa_kind != PG_CFA_REGISTER)
+			fail(p);
+		set_cfa_register(p, pg_take_uleb(code));
+		return true;
+	case DW_CFA_def_cfa_offset:
+	case DW_CFA_def_cfa_offset_sf:
+		if (p->row.cfa_kind != PG_CFA_REGISTER)
+			fail(p);
+		if (op == DW_CFA_def_cfa_offset)
+			p->row.cfa_offset = narrow(p, (int64_t)pg_take_uleb(code));
+		else
+			p->row.cfa_offset = factored(p, pg_take_sleb(code));
+		return true;
+	case DW_CFA_def_cfa_expression:
+		p->row.cfa_kind = PG_CFA_EXPRESSION;
+		take_expression(p, &p->row.cfa_size, &p->row.cfa_offset);
+		return true;
+	}
+	return false;
+}
+
+/* False if op is none of those that save a register. */
+static bool define_register(struct program *p, uint8_t op)
+{
+	struct pg_bytes *code = &p->code;
+	uint64_t number;
+
+	switch (op) {
+	case DW_CFA_offset_extended:
+	case DW_CFA_offset_extended_sf:
+	case DW_CFA_val_offset:
+	case DW_CFA_val_offset_sf:
+	case DW_CFA_GNU_negative_offset_extended:
+		number = pg_take_uleb(code);
+		if (op == DW_CFA_offset_extended)
+			save(p, number, PG_SAVED_AT_CFA, factored(p, (int64_t)pg_take_uleb(code)));
+		else if (op == DW_CFA_offset_extended_sf)
+			save(p, number, PG_SAVED_AT_CFA, factored(p, pg_take_sleb(code)));
+		else if (op == DW_CFA_val_offset)
+			save(p, number, PG_SAVED_IS_CFA, factored(p, (int64_t)pg_take_uleb(code)));
+		else if (op == DW_CFA_val_offset_sf)
+			save(p, number, PG_SAVED_IS_CFA, factored(p, pg_take_sleb(code)));
+		else
+			save(p, number, PG_SAVED_AT_CFA, factored(p, -pg_take_sleb(code)));
+		return true;
+	case DW_CFA_undefined:
+		set_cell(p, pg_take_uleb(code), (struct cell){ .kind = CELL_UNDEFINED });
+		return true;
+	case DW_CFA_same_value:
+		set_cell(p, pg_take_uleb(code), (struct cell){ .kind = CELL_SAME });
+		return true;
+	case DW_CFA_register:
+		save_in_register(p);
+		return true;
+	case DW_CFA_restore_extended:
+		restore(p, pg_take_uleb(code));
+		return true;
+	case DW_CFA_expression:
+		save_by_expression(p, PG_SAVED_AT_EXPRESSION);
+		return true;
+	case DW_CFA_val_expression:
+		save_by_expression(p, PG_SAVED_IS_EXPRESSION);
+		return true;
+	}
+	return false;
+}
+
+static void set_location(struct program *p)
+{
+	uint64_t place = p->code_offset + (uint64_t)(p->code.at - p->start);
+
+	if (!pg_take_encoded(&p->code, p->fde->cie.encoding, place + p->fde->bias, 0, &p->address))
+		fail(p);
+}
+
+/* False if op is none of those that begin another row. */
+static bool advance(struct program *p, uint8_t op)
+{
+	uint64_t delta;
+
+	switch (op) {
+	case DW_CFA_set_loc:
+		set_location(p);
+		return true;
+	case DW_CFA_advance_loc1:
+		delta = pg_take_u8(&p->code);
+		break;
+	case DW_CFA_advance_loc2:
+		delta = pg_take_u16(&p->code);
+		break;
+	case DW_CFA_advance_loc4:
+		delta = pg_take_u32(&p->code);
+		break;
+	case DW_CFA_MIPS_advance_loc8:
+		delta = pg_take_u64(&p->code);
+		break;
+	default:
+		return false;
+	}
+	p->address += delta * p->fde->cie.code_factor;
+	return true;
+}
+
+static void remember(struct program *p)
+{
+	if (p->remembered_count < MAX_REMEMBERED)
+		p->remembered[p->remembered_count++] = p->row;
+	else
+		fail(p);
+}
+
+static void recall(struct program *p)
+{
+	if (p->remembered_count)
+		p->row = p->remembered[--p->remembered_count];
+	else
+		fail(p);
+}
+
+static void run_instruction(struct program *p)
+{
+	uint8_t op = pg_take_u8(&p->code), operand = op & 0x3f;
+
+	switch (op & 0xc0) {
+	case DW_CFA_advance_loc:
+		p->address += operand * p->fde->cie.code_factor;
+		return;
+	case DW_CFA_offset:
+		save(p, operand, PG_SAVED_AT_CFA, factored(p, (int64_t)pg_take_uleb(&p->code)));
+		return;
+	case DW_CFA_restore:
+		restore(p, operand);
+		return;
+	}
+	switch (op) {
+	case DW_CFA_nop:
+		return;
+	case DW_CFA_remember_state:
+		remember(p);
+		return;
+	case DW_CFA_restore_state:
+		recall(p);
+		return;
+	case DW_CFA_GNU_args_size:
+		pg_take_uleb(&p->code);
+		return;
+	}
+	if (!advance(p, op) && !define_cfa(p, op) && !define_register(p, op))
+		fail(p);
+}
+
+/* Up to the end, or to where the row behind the one that is wanted begins. */
+static void run(struct program *p, const struct pg_bytes *code, uint64_t code_offset)
+{
+	p->code = *code;
+	p->start = code->at;
+	p->code_offset = code_offset;
+	while (!p->end && pg_bytes_left(&p->code)) {
+		run_instruction(p);
+		if (p->code.broken)
+			fail(p);
+		if (p->address > p->wanted)
+			return;
+	}
+}
+
+static void make_rule(const struct program *p, struct pg_rule *rule)
+{
+	unsigned int number;
+
+	rule->kind = PG_RULE_CALL;
+	rule->exact = p->fde->cie.signal;
+	rule->cfa_kind = p->row.cfa_kind;
+	rule->cfa_register = p->row.cfa_register;
+	rule->cfa_size = p->row.cfa_size;
+	rule->cfa_offset = p->row.cfa_offset;
+	rule->count = 0;
+	rule->forgotten = 0;
+	for (number = 0; number < PG_REGISTERS; number++) {
+		const struct cell *cell = &p->row.cells[number];
+		enum pg_register reg = pg_dwarf_register(number);
+
+		if (cell->kind == CELL_SAVED)
+			pg_rule_save(rule, reg, cell->saved, cell->offset, cell->size);
+		else if (cell->kind == CELL_UNDEFINED)
+			rule->forgotten |= 1u << reg;
+	}
+}
+
+void pg_cfi_rule(const struct pg_fde *fde, uint64_t vaddr, struct pg_rule *rule)
+{
+	static const struct row no_row = { .cfa_kind = PG_CFA_REGISTER, .cfa_register = PG_REGISTERS };
+	struct program p = {
+		.fde = fde, .address = fde->start, .wanted = vaddr, .row = no_row, .initial = no_row,
+	};
+	const struct cell *caller;
+
+	run(&p, &fde->cie.program, fde->cie.program_offset);
+	p.initial = p.row;
+	p.address = fde->start;
+	run(&p, &fde->program, fde->program_offset);
+	caller = &p.row.cells[PG_RIP];
+	if (!p.end && p.row.cfa_kind == PG_CFA_REGISTER && p.row.cfa_register == PG_REGISTERS)
+		fail(&p);
+	if (p.end)
+		pg_rule_stop(rule, p.end);
+	else if (caller->kind != CELL_SAVED)
+		pg_rule_stop(rule, PG_END_START);
+	else
+		make_rule(&p, rule);
+}

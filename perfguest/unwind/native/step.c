@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+#include "step.h"
+#include "expression.h"
+
+/* In the order of struct pt_regs; behind them orig_ax and what iret takes. */
+static const uint8_t pt_regs_order[] = {
+	PG_R15, PG_R14, PG_R13, PG_R12, PG_RBP, PG_RBX, PG_R11, PG_R10,
+	PG_R9, PG_R8, PG_RAX, PG_RCX, PG_RDX, PG_RSI, PG_RDI,
+};
+
+bool pg_load_pt_regs(struct pg_machine *m, uint64_t address, struct pg_iret_frame *frame)
+{
+	uint64_t words[PG_PT_REGS_SIZE / 8];
+	size_t i;
+
+	if (!pg_load(m, address, words, sizeof(words)))
+		return false;
+	memcpy(frame, words + PG_PT_REGS_IP / 8, sizeof(*frame));
+	for (i = 0; i < sizeof(pt_regs_order); i++)
+		m->regs[pt_regs_order[i]] = words[i];
+	m->regs[PG_RIP] = frame->ip;
+	m->regs[PG_RSP] = frame->sp;
+	m->known = PG_ALL_REGISTERS;
+	m->cut = 0;
+	return true;
+}
+
+static enum pg_end evaluate(const struct pg_machine *m, const struct pg_rule_source *source,
+			    int32_t place, uint16_t size, const uint64_t *cfa, uint64_t *value)
+{
+	struct pg_expression expression = {
+		.bias = source->bias, .cfa = cfa, .push_cfa = cfa,
+	};
+	enum pg_end end;
+
+	end = pg_file_view(source->file, (uint32_t)place, size, &expression.code);
+	return end ? end : pg_evaluate(&expression, m, value);
+}
+
+static enum pg_end find_cfa(const struct pg_machine *m, const struct pg_rule *rule,
+			    const struct pg_rule_source *source, uint64_t *cfa)
+{
+	uint64_t base, offset = (uint64_t)(int64_t)rule->cfa_offset;
+
+	if (rule->cfa_kind == PG_CFA_EXPRESSION)
+		return evaluate(m, source, rule->cfa_offset, rule->cfa_size, NULL, cfa);
+	if (!pg_knows(m, rule->cfa_register))
+		return pg_why_unknown(m, rule->cfa_register);
+	base = m->regs[rule->cfa_register];
+	switch (rule->cfa_kind) {
+	case PG_CFA_DEREF_LAST:
+		return pg_load64(m, base + offset, cfa) ? 0 : PG_END_CUT;
+	case PG_CFA_DEREF_FIRST:
+		if (!pg_load64(m, base, &base))
+			return PG_END_CUT;
+		break;
+	}
+	*cfa = base + offset;
+	return 0;
+}
+
+static enum pg_end find_saved(const struct pg_machine *m, const struct pg_saved *saved,
+			      const struct pg_rule_source *source, uint64_t cfa, uint64_t *value)
+{
+	uint64_t offset = (uint64_t)(int64_t)saved->offset;
+	enum pg_end end;
+
+	switch (saved->kind) {
+	case PG_SAVED_AT_CFA:
+		return pg_load64(m, cfa + offset, value) ? 0 : PG_END_CUT;
+	case PG_SAVED_IS_CFA:
+		*value = cfa + offset;
+		return 0;
+	case PG_SAVED_AT_BP:
+		if (!pg_knows(m, PG_RBP))
+			return pg_why_unknown(m, PG_RBP);
+		return pg_load64(m, m->regs[PG_RBP] + offset, value) ? 0 : PG_END_CUT;
+	case PG_SAVED_IN_REGISTER:
+		if (!pg_knows(m, (unsigned int)saved->offset))
+			return pg_why_unknown(m, (unsigned int)saved->offset);
+		*value = m->regs[saved->offset];
+		return 0;
+	}
+	end = evaluate(m, source, saved->offset, saved->size, &cfa, value);
+	if (!end && saved->kind == PG_SAVED_AT_EXPRESSION && !pg_load64(m, *value, value))
+		return PG_END_CUT;
+	return end;
+}
+
+/*
+ * Without its caller's address a step is none; any other register may be
+ * unknown for as long as nobody asks for it.
+ */
+static enum pg_end restore_saved(const struct pg_machine *from, struct pg_machine *to,
+				 const struct pg_rule *rule, const struct pg_rule_source *source,
+				 uint64_t cfa)
+{
+	unsigned int i;
+
+	for (i = 0; i < rule->count; i++) {
+		const struct pg_saved *saved = &rule->saved[i];
+		uint64_t value;
+		enum pg_end end = find_saved(from, saved, source, cfa, &value);
+
+		if (!end)
+			pg_set(to, saved->reg, value);
+		else if (saved->reg == PG_RIP || saved->reg == PG_RSP)
+			return end;
+		else
+			pg_forget(to, saved->reg, end == PG_END_CUT);
+	}
+	return 0;
+}
+
+enum pg_end pg_step(struct pg_machine *m, const struct pg_rule *rule,
+		    const struct pg_rule_source *source, uint16_t *cs)
+{
+	struct pg_iret_frame frame;
+	struct pg_machine next = *m;
+	enum pg_end end;
+	uint64_t cfa;
+
+	end = find_cfa(m, rule, source, &cfa);
+	if (end)
+		return end;
+	next.known &= ~rule->forgotten;
+	next.cut &= ~rule->forgotten;
+	switch (rule->kind) {
+	case PG_RULE_CALL:
+		pg_set(&next, PG_RSP, cfa);
+		break;
+	case PG_RULE_REGS:
+		if (!pg_load_pt_regs(&next, cfa, &frame))
+			return PG_END_CUT;
+		*cs = (uint16_t)frame.cs;
+		break;
+	case PG_RULE_REGS_PARTIAL:
+		/* Entry code has not touched the other registers yet, or has put them back. */
+		if (!pg_load(m, cfa, &frame, sizeof(frame)))
+			return PG_END_CUT;
+		pg_set(&next, PG_RIP, frame.ip);
+		pg_set(&next, PG_RSP, frame.sp);
+		*cs = (uint16_t)frame.cs;
+		break;
+	}
+	end = restore_saved(m, &next, rule, source, cfa);
+	if (!end)
+		*m = next;
+	return end;
+}

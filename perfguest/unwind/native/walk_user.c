@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * The user's part of a stack, by .eh_frame; by frame pointers in code that has
+ * no tables (just-in-time compilers, programs built with frame pointers and
+ * without tables).
+ */
+#include "walk_parts.h"
+#include "call.h"
+
+#define START_CODE	64	/* bytes from the entry point on, in ld.so's assembler */
+
+const struct pg_mapping *pg_find_code(const struct pg_walk *walk, uint64_t address)
+{
+	const struct pg_mapping *mapping;
+	const struct pg_binary *binary;
+
+	if (!walk->space || !pg_is_user_address(address))
+		return NULL;
+	mapping = pg_find_mapping(walk->space, address);
+	if (!mapping || mapping->binary < 0)
+		return mapping;
+	binary = walk->unwinder->binaries[mapping->binary];
+	if (binary->broken)
+		return mapping;
+	return pg_text_segment(binary, address - mapping->start + mapping->offset) ? mapping : NULL;
+}
+
+enum pg_proof pg_user_call_ends(const struct pg_walk *walk, const struct pg_mapping *mapping,
+				uint64_t address)
+{
+	uint64_t offset = address - mapping->start + mapping->offset;
+	struct pg_bytes code;
+
+	if (mapping->binary < 0 || offset < PG_MAX_CALL)
+		return PG_CANNOT_TELL;
+	if (pg_file_view(&walk->unwinder->binaries[mapping->binary]->file, offset - PG_MAX_CALL,
+			 PG_MAX_CALL, &code))
+		return PG_CANNOT_TELL;
+	return pg_call_ends(code.at, PG_MAX_CALL) ? PG_CALL : PG_NO_CALL;
+}
+
+static bool step_by_frame_pointer(struct pg_walk *walk)
+{
+	struct pg_machine *m = &walk->machine;
+	uint64_t bp = m->regs[PG_RBP], caller_bp, word;
+	const struct pg_mapping *mapping;
+
+	if (!pg_knows(m, PG_RBP) || bp < m->regs[PG_RSP] || !pg_load64(m, bp, &caller_bp) ||
+	    !pg_load64(m, bp + 8, &word))
+		return false;
+	mapping = pg_find_code(walk, word);
+	if (!mapping || pg_user_call_ends(walk, mapping, word) == PG_NO_CALL)
+		return false;
+	pg_set(m, PG_RIP, word);
+	pg_set(m, PG_RSP, bp + 16);
+	pg_set(m, PG_RBP, caller_bp);
+	return true;
+}
+
+/* A dynamic loader begins in assembler without tables, and nothing calls that. */
+static bool is_start_code(const struct pg_binary *binary, uint64_t vaddr)
+{
+	return vaddr - binary->entry < START_CODE;
+}
+
+/* What is known of the code at an address. */
+struct place {
+	const struct pg_rule *rule;
+	struct pg_rule_source source;
+};
+
+/* The rule at address. 0, or why there is none to be had. */
+static enum pg_end find_rule(const struct pg_walk *walk, uint64_t address, struct place *place)
+{
+	const struct pg_mapping *mapping = NULL;
+	const struct pg_segment *segment;
+	struct pg_binary *binary;
+	uint64_t offset, vaddr;
+
+	if (walk->space && pg_is_user_address(address))
+		mapping = pg_find_mapping(walk->space, address);
+	if (!mapping)
+		return PG_END_NO_MAPPING;
+	if (mapping->binary < 0)
+		return PG_END_NO_TABLE;
+	binary = walk->unwinder->binaries[mapping->binary];
+	if (binary->broken)
+		return binary->broken;
+	offset = address - mapping->start + mapping->offset;
+	segment = pg_text_segment(binary, offset);
+	if (!segment)
+		return PG_END_NO_TABLE;
+	vaddr = offset - segment->offset + segment->vaddr;
+	place->rule = pg_user_rule(walk->unwinder, (uint32_t)mapping->binary, vaddr);
+	place->source.file = &binary->file;
+	place->source.bias = address - vaddr;
+	if (place->rule->kind != PG_RULE_STOP)
+		return 0;
+	if (place->rule->end == PG_END_NO_RULE && is_start_code(binary, vaddr))
+		return PG_END_START;
+	return place->rule->end;
+}
+
+static bool wants_frame_pointer(enum pg_end end)
+{
+	return end == PG_END_NO_TABLE || end == PG_END_NO_RULE;
+}
+
+enum pg_end pg_walk_user(struct pg_walk *walk)
+{
+	struct pg_machine *m = &walk->machine;
+	uint8_t how = PG_HOW_REGISTER;
+	bool exact = true;
+	uint16_t cs;
+
+	if (!pg_emit(walk, m->regs[PG_RIP], how | PG_FRAME_USER))
+		return PG_END_DEPTH;
+	if (walk->compat)
+		return PG_END_COMPAT;
+	for (;;) {
+		uint64_t sp = m->regs[PG_RSP];
+		struct place place;
+		enum pg_end end = find_rule(walk, m->regs[PG_RIP] - !exact, &place);
+
+		if (!end) {
+			end = pg_step(m, place.rule, &place.source, &cs);
+			exact = place.rule->exact;
+			how = PG_HOW_CFI;
+		} else if (wants_frame_pointer(end) && step_by_frame_pointer(walk)) {
+			end = 0;
+			exact = false;
+			how = PG_HOW_FP;
+		}
+		if (!end)
+			end = pg_check_progress(m, sp);
+		if (end)
+			return end;
+		if (!m->regs[PG_RIP])
+			return PG_END_START;
+		if (!pg_emit(walk, m->regs[PG_RIP],
+			     how | PG_FRAME_USER | (exact ? 0 : PG_FRAME_RETURN)))
+			return PG_END_DEPTH;
+	}
+}

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which layout a kernel's ORC entries have (arch/x86/include/asm/orc_types.h).
+
+An entry has been 6 bytes ever since Linux 4.14: int16 sp_offset, int16 bp_offset, and 16 bits of flags. Of those sp_reg:4 and bp_reg:4 stayed; behind them
+
+    ORC_V1  v4.14  type:2
+    ORC_V2  v4.19  type:2 end:1             d31a580266ee ("x86/unwind/orc: Detect the end of the stack")
+    ORC_V3  v5.12  type:2 end:1             87ccc826bf1c ("x86/unwind/orc: Change REG_SP_INDIRECT"): the same bits, another meaning of one register
+    ORC_V4  v6.3   type:2 signal:1 end:1    ffb1b4a41016 ("x86/unwind/orc: Add 'signal' field to ORC metadata")
+    ORC_V5  v6.4   type:3 signal:1          fb799447ae29 ("x86,objtool: Split UNWIND_HINT_EMPTY in two")
+
+Nearly all entries are those of calls. Their type was 0 until V5 made it 2, so that V5 is told by counting. In V4, entries with bit 11 end the stack; before it,
+nothing used that bit. The rest tells nothing that a table must have, and the release decides.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from perfguest.unwind._native import ORC_V1, ORC_V2, ORC_V3, ORC_V4, ORC_V5
+
+ENTRY = np.dtype([("sp_offset", "<i2"), ("bp_offset", "<i2"), ("flags", "<u2")])
+
+_TYPE_CALL_V5 = 2
+_SINCE = ((6, 4, ORC_V5), (6, 3, ORC_V4), (5, 12, ORC_V3), (4, 19, ORC_V2))
+
+
+def orc_layout(release: str, entries: bytes) -> int:
+    """The layout (ORC_V1 to ORC_V5) of a table's entries.
+
+    Args:
+        release: as uname -r gives it ("6.1.0-50-amd64"). Decides what the entries leave open; anything else than numbers counts as the newest.
+        entries: .orc_unwind, 6 bytes each; best the kernel's own, not a small module's.
+    """
+    flags = np.frombuffer(entries, ENTRY, count=len(entries) // ENTRY.itemsize)["flags"]
+    by_release = _layout_of_release(release)
+    if not flags.size:
+        return by_release
+    if np.count_nonzero(flags >> 8 & 7 == _TYPE_CALL_V5) * 2 > flags.size:
+        return ORC_V5
+    if np.any(flags >> 11 & 1):
+        return ORC_V4
+    if np.any(flags >> 10 & 1):
+        # An end, which came with V2, or a signal without an end: too small a table to tell.
+        return by_release if by_release in (ORC_V2, ORC_V3, ORC_V4) else ORC_V3
+    return by_release if by_release < ORC_V4 else ORC_V3
+
+
+def _layout_of_release(release: str) -> int:
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    if not numbers:
+        return ORC_V5
+    version = int(numbers[1]), int(numbers[2])
+    return next((layout for major, minor, layout in _SINCE if version >= (major, minor)), ORC_V1)
