@@ -34,7 +34,7 @@ static bool is_user_entry(const struct pg_iret_frame *frame)
 	       frame->ip && pg_is_user_address(frame->ip) && pg_is_user_address(frame->sp);
 }
 
-bool pg_find_user_regs(struct pg_walk *walk)
+bool pg_find_user_regs(struct pg_walk *walk, bool here)
 {
 	size_t i = walk->machine.copy_count;
 	uint64_t padding;
@@ -44,6 +44,8 @@ bool pg_find_user_regs(struct pg_walk *walk)
 		uint64_t top = copy->address + copy->size;
 
 		if (!pg_is_kernel_address(copy->address) || top % STACK_SIZE)
+			continue;
+		if (here && i != pg_copy_of(&walk->machine, walk->machine.regs[PG_RSP]))
 			continue;
 		for (padding = 0; padding <= FRED_PADDING; padding += FRED_PADDING) {
 			uint64_t at = top - padding - PG_PT_REGS_SIZE;
