@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guests' disk: an ext4 image with this machine's own perl, python3, openssl and perf, unmodified, with all that they need, and the programs of ``guest/``."""
+"""The guests' disk: an ext4 image with this machine's own perl, python3, openssl and perf, unmodified, with all that they need, and the programs of
+``guest/``."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.unwind.names import KernelNames
 from tests.unwind.oracle import COMPLETE, Walked
@@ -80,7 +81,7 @@ def calls(rows: Iterable[Row]) -> Counter[tuple[int, int]]:
     found: Counter[tuple[int, int]] = Counter()
     for row in rows:
         kernel = row.walked.kernel
-        for (callee, called), (caller, returns) in zip(kernel, kernel[1:], strict=False):
+        for (callee, called), (caller, returns) in pairwise(kernel):
             if returns:
                 found[caller, callee - called] += 1
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
+from elftools.elf.sections import SymbolTableSection
 
 from perfguest.proto import guest_pb2
 from tests.unwind.stacks import Evidence
@@ -58,6 +59,7 @@ class ProgramNames:
             elf = ELFFile(file)
             self._segments = [(s["p_offset"], s["p_filesz"], s["p_vaddr"]) for s in elf.iter_segments() if s["p_type"] == "PT_LOAD"]
             table = elf.get_section_by_name(".symtab")
+            assert isinstance(table, SymbolTableSection)
             rows = {s["st_value"]: (s["st_value"] + s["st_size"], s.name) for s in table.iter_symbols() if s["st_info"]["type"] == "STT_FUNC"}
             rows |= _plt(elf)
         self._rows = sorted((start, end, name) for start, (end, name) in rows.items() if end > start)
@@ -78,6 +80,7 @@ def _plt(elf: ELFFile) -> dict[int, tuple[int, str]]:
     if section is None or not isinstance(relocations, RelocationSection):
         return {}
     symbols = elf.get_section(relocations["sh_link"])
+    assert isinstance(symbols, SymbolTableSection)
     start = section["sh_addr"]
     rows = {start: (start + 16, "@plt")}
     for number, relocation in enumerate(relocations.iter_relocations(), 1):

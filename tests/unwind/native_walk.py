@@ -65,7 +65,11 @@ def _add_kernel(engine: Engine, evidence: Evidence) -> int:
     kernel = evidence.kernel()
     tables = read_tables(evidence.vm_kernel, kernel.release, kernel.orc, [(run.address, np.frombuffer(run.data, np.uint8)) for run in kernel.text])
     assert not tables.notes
-    return engine.add_kernel([(table.addresses, table.entries) for table in tables.orc], orc_layout(kernel.release, kernel.orc.entries), tables.text)
+    return engine.add_kernel(
+        [(table.addresses, table.entries) for table in tables.orc],
+        orc_layout(kernel.release, kernel.orc.entries),
+        [(run.address + evidence.vm_kernel.kaslr_offset, run.data) for run in kernel.text],
+    )
 
 
 def _add_spaces(engine: Engine, evidence: Evidence) -> np.ndarray[tuple[int], np.dtype[np.int32]]:

@@ -5,6 +5,7 @@ slow, and knows no way out where tables end: an oracle for the walk that is none
 from __future__ import annotations
 
 import io
+import re
 import struct
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class OrcLayout:
 
     @classmethod
     def of(cls, release: str) -> OrcLayout:
-        version = tuple(int(part) for part in release.split("-")[0].split("+")[0].split(".")[:2])
+        version = tuple(map(int, re.findall(r"\d+", release)[:2]))
         return cls(version >= (6, 4), version < (5, 11))
 
 
@@ -264,7 +265,9 @@ class UserWalk:
                 walked.user_end = "START"
                 return
             registers = after
-            exact = b"S" in found[0].cie.header["augmentation"]
+            description = found[0].cie
+            assert description is not None
+            exact = b"S" in description.header["augmentation"]
         walked.user_end = "DEPTH"
 
 

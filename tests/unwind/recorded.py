@@ -36,7 +36,7 @@ class Counts:
     truth: int = 2000
     programs: int = 2400
     idle: int = 200
-    perf: int = 0
+    perf: int = 1200
     cold: int = 300
 
 
@@ -84,7 +84,12 @@ def _start(guest: EmulatedGuest, *names: str) -> None:
     for name in names:
         guest.run(f"rm -f /tmp/{name}; {_WORKLOADS[name]} >/tmp/{name}.log 2>&1 &")
     for name in names:
-        guest.run(f"i=0; until [ -e /tmp/{name} ] || [ $i = 1800 ]; do i=$((i+1)); usleep 100000; done; [ -e /tmp/{name} ] || {{ cat /tmp/{name}.log; false; }}")
+        _wait(guest, f"[ -e /tmp/{name} ]", f"/tmp/{name}.log")
+
+
+def _wait(guest: EmulatedGuest, condition: str, log: str) -> None:
+    """Until a condition in the guest's shell holds; fails with the log after three minutes."""
+    guest.run(f"i=0; until {condition} || [ $i = 1800 ]; do i=$((i+1)); usleep 100000; done; {condition} || {{ cat {log}; false; }}")
 
 
 def _end(guest: EmulatedGuest) -> None:
@@ -106,7 +111,7 @@ def _take_with_perf(result: Recorded, guest: EmulatedGuest, sampler: Sampler, co
     """With perf sampling in the guest at the same time, for as long."""
     _start(guest, "storm")
     guest.run("chroot /disk /usr/bin/perf record -q -a -g -e cpu-clock -F 999 -o /tmp/perf.data >/tmp/perf.log 2>&1 & echo $! >/tmp/perf.pid")
-    guest.run("i=0; until [ -s /tmp/perf.data ] || [ $i = 1800 ]; do i=$((i+1)); usleep 100000; done; [ -s /tmp/perf.data ] || { cat /tmp/perf.log; false; }")
+    _wait(guest, "[ -s /tmp/perf.data ]", "/tmp/perf.log")
     first = sampler.count
     sampler.take(count)
     result.phases["perf"] = range(first, sampler.count)

@@ -17,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 
 from perfguest.errors import LabError
-from perfguest.formats.guest_snapshot import DIRECTORY, SnapshotWriter
 from perfguest.formats.guest_format import parse_format
+from perfguest.formats.guest_snapshot import DIRECTORY, SnapshotWriter
 from perfguest.formats.recording import FORMAT_VERSION, RecordingPaths, stream_head, write_recording
 from perfguest.guest import binaries, processes
 from perfguest.guest.binaries import FileHandle
@@ -159,10 +159,7 @@ class Sampler:
         task = self._current()
         if task and task.tgid:
             self._look_at(task, now)
-        if user_mode:
-            sections = self._user_sections(cpu, cpu.values["RIP"], cpu.values["RSP"])
-        else:
-            sections = self._kernel_sections(cpu, task)
+        sections = self._user_sections(cpu, cpu.values["RIP"], cpu.values["RSP"]) if user_mode else self._kernel_sections(cpu, task)
         record = self._record(cpu, task, now, len(sections))
         body = b"".join(sections)
         record["size"] = _SAMPLE.itemsize + len(body)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recording's samples one by one, with their registers and copies of stacks, and what its snapshot holds for them. Plain Python, for tests to compare with."""
+"""A recording's samples one by one, with their registers and copies of stacks, and what its snapshot holds for them: plain Python, for tests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from perfguest.formats.guest_snapshot import DIRECTORY, GuestSnapshot, read_snapshot
 from perfguest.formats.guest_format import parse_format
+from perfguest.formats.guest_snapshot import DIRECTORY, GuestSnapshot, read_snapshot
 from perfguest.formats.recording import RecordingPaths
 from perfguest.proto import guest_pb2
 from tests.unwind.sampler import REGISTERS, STACK_KERNEL, STACK_TASK, STACK_USER, USER

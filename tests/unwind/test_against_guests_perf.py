@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from tests.unwind.conftest import Guest
 from tests.unwind.measure import inclusive, kernel_chain, overlap, script_chains
@@ -26,7 +27,7 @@ def _without_interrupt(chain: Sequence[str]) -> list[str]:
 
 
 def _edges(chains: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    return [pair for chain in chains for pair in zip(chain, chain[1:], strict=False)]
+    return [pair for chain in chains for pair in pairwise(chain)]
 
 
 def test_profile_is_the_one_that_the_guest_takes_of_itself(guest: Guest, figure: Callable[[str], None]) -> None:
@@ -38,8 +39,8 @@ def test_profile_is_the_one_that_the_guest_takes_of_itself(guest: Guest, figure:
     apart = sorted(((abs(mine.get(name, 0) - theirs[name]), name) for name in frequent), reverse=True)
     edges = overlap(_edges(outside), _edges(inside))
     figure(
-        f"{len(outside)} chains from outside, {len(inside)} by the guest's perf: {100 * edges:.1f}% of the calls are the same by weight; functions with 5% or more:"
-        f" {len(frequent)}, mean difference {100 * sum(d for d, _ in apart) / len(apart):.1f} points; most: "
+        f"{len(outside)} chains from outside, {len(inside)} by the guest's perf: {100 * edges:.1f}% of the calls are the same by weight;"
+        f" functions with 5% or more: {len(frequent)}, mean difference {100 * sum(d for d, _ in apart) / len(apart):.1f} points; most: "
         + ", ".join(f"{name} {100 * mine.get(name, 0):.1f}/{100 * theirs[name]:.1f}" for _, name in apart[:5])
     )
     assert len(outside) >= 600 and len(inside) >= 600

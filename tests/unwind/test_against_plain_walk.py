@@ -14,8 +14,13 @@ def _pairs(guest: Guest) -> list[tuple[Row, Row]]:
     return list(zip(guest.warm.rows, guest.warm.plain, strict=True))
 
 
+def _ends_in_thunk(guest: Guest, row: Row) -> bool:
+    """ORC takes retpolines' thunks for ends of stacks, and so does the plain walk."""
+    return guest.warm.names.at(row.walked.kernel[-1][0]).startswith("__x86_indirect_")
+
+
 def test_kernel_frames_are_those_of_the_plain_walk(guest: Guest, figure: Callable[[str], None]) -> None:
-    pairs = [(mine, plain) for mine, plain in _pairs(guest) if plain.walked.kernel_end in COMPLETE]
+    pairs = [(mine, plain) for mine, plain in _pairs(guest) if plain.walked.kernel_end in COMPLETE and not _ends_in_thunk(guest, plain)]
     other = {id(mine): plain for mine, plain in pairs}
 
     def cause(row: Row) -> str:
