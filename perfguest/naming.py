@@ -9,9 +9,11 @@ import numpy as np
 
 from perfguest.profile import I32, I64, Frames, Mapping, Mode
 from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, RawFrames
-from perfguest.symbols.host import Resolved
+from perfguest.symbols.resolved import Resolved
 
 _ROOT_MAPPINGS = {SPACE_VM: "[vm]", SPACE_THREAD: "[thread]", SPACE_GUEST_THREAD: "[guest-thread]"}
+# As the kernel's own stack traces mark what only looks like a return address: printk_stack_address() in arch/x86/kernel/dumpstack.c.
+_UNPROVEN = "? "
 
 
 @dataclass
@@ -40,9 +42,11 @@ class FrameNames:
 
     def set(self, rows: I64, resolved: Resolved) -> None:
         """``resolved`` holds the answers for :meth:`looked_up` of the same rows."""
-        names = np.array([self.string(name) for name in resolved.names], np.int32)
         named = resolved.name >= 0
-        self._symbol[rows[named]] = names[resolved.name[named]]
+        for mark, marked in (("", named & ~self.raw.unproven[rows]), (_UNPROVEN, named & self.raw.unproven[rows])):
+            if marked.any():
+                names = np.array([self.string(mark + name) for name in resolved.names], np.int32)
+                self._symbol[rows[marked]] = names[resolved.name[marked]]
         self._offset[rows[named]] = resolved.offset[named] + self.raw.returns[rows[named]]
         columns = (resolved.dso, resolved.start, resolved.limit, resolved.pgoff)
         keys, which = np.unique(np.stack([column.astype(np.uint64) for column in columns]), axis=1, return_inverse=True)

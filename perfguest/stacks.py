@@ -69,6 +69,12 @@ class RawStacks:
         return RawStacks(start, self.frames.take(rows))
 
 
+def empty(count: int) -> RawStacks:
+    """So many stacks without frames."""
+    none = np.zeros(0, np.int64)
+    return from_chains(np.zeros(count + 1, np.int64), none.view(np.uint64), np.zeros(count, np.uint8), np.zeros(count, np.int64))
+
+
 def from_chains(start: I64, address: U64, mode: U8, space: I64) -> RawStacks:
     """Stacks of one mode a sample: ``mode`` and ``space`` are of the sample. All but the first frame are return addresses."""
     count = np.diff(start)

@@ -53,6 +53,14 @@ def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], clic
 @click.option("--guestmount", multiple=True, metavar="DIR", help="Directory with the guest's programs, at their paths in the guest. DIR or VM=DIR.")
 @click.option("--guest-binary", multiple=True, metavar="FILE[@ADDRESS]", help="A program of the guest, loaded ADDRESS (hexadecimal) above where it was linked.")
 @click.option(
+    "--unwind",
+    type=click.Choice(["auto", "fp", "scan"]),
+    default="auto",
+    show_default=True,
+    help="How guests' stacks are followed: by the tables of kernel and programs, or frame pointers where there are none (auto); by frame pointers alone (fp); "
+    "by whatever on the stack looks like a return address, marked with ? (scan).",
+)
+@click.option(
     "--host-root",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     default="/",
@@ -75,6 +83,7 @@ def convert(
     guestvmlinux: tuple[str, ...],
     guestmount: tuple[str, ...],
     guest_binary: tuple[str, ...],
+    unwind: str,
     host_root: Path,
     weight: str | None,
     guest_comm: tuple[str, ...],
@@ -99,7 +108,7 @@ def convert(
     if weight and form != "folded":
         raise UsageError("--weight is for --folded", "The other formats hold the samples and their periods.")
     symbols = GuestSymbolOptions(kallsyms=guestkallsyms, vmlinux=guestvmlinux, mounts=guestmount, binaries=guest_binary)
-    profile = load_profile(recording, ConvertOptions(guest=symbols, host_root=host_root))
+    profile = load_profile(recording, ConvertOptions(guest=symbols, host_root=host_root, unwind=unwind))
     profile = select(profile, Selection(guest_comm, guest_pid, cgroup))
     write: Callable[..., None] = importlib.import_module(f"perfguest.writers.{module}").write
     extra = {"weight": weight} if weight else {}

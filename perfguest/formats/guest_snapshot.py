@@ -13,7 +13,7 @@ import re
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,8 @@ MAX_UNPACKED = 1 << 29
 # Fields of a message, and of all events together: a message of empty ones would take a hundred times its size in memory.
 _MAX_FIELDS = 1 << 18
 _MAX_ALL_FIELDS = 1 << 22
+# So many of a process are looked at for what an earlier one does not have.
+_LATER_READINGS = 8
 
 _KEY = re.compile(r"[0-9a-f]{1,128}")
 _LENGTH = struct.Struct("<I")
@@ -166,6 +168,14 @@ class GuestSnapshot:
             self.notes.append(f"{error.message}; it is not used")
             return None
         return message
+
+
+def later_readings(processes: Sequence[pb.Process]) -> dict[int, list[int]]:
+    """For each reading (its index) the next few of the same process and page table: what it maps later is there."""
+    groups: dict[tuple[int, int, int, int], list[int]] = {}
+    for number, one in sorted(enumerate(processes), key=lambda item: item[1].time):
+        groups.setdefault((one.vm_pid, one.tgid, one.start_time, one.cr3), []).append(number)
+    return {number: group[place + 1 : place + 1 + _LATER_READINGS] for group in groups.values() for place, number in enumerate(group)}
 
 
 def read_snapshot(directory: Path) -> GuestSnapshot | None:

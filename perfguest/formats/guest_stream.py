@@ -13,7 +13,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,13 @@ class GuestSamples:
             )
         return np.ascontiguousarray(self.fields[name]).astype(dtype)
 
-    def registers(self) -> U64:
-        """uint64[n, 17]: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15, RIP at the sample. Where a sample's flags lack :data:`FLAG_REGS`, only RIP is
-        known and the others are 0. Raises :class:`FormatError` as :meth:`column` does."""
-        registers = np.empty((len(self), 17), np.uint64)
-        registers[:, :16] = self.column("regs", np.uint64)
-        registers[:, 16] = self.column("ip", np.uint64)
+    def registers(self, rows: slice = slice(None)) -> U64:
+        """uint64[n, 17] of the samples ``rows``: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15, RIP at the sample. Where a sample's flags lack
+        :data:`FLAG_REGS`, only RIP is known and the others are 0. Raises :class:`FormatError` as :meth:`column` does."""
+        part = replace(self, fields=self.fields[rows])
+        registers = np.empty((len(part), 17), np.uint64)
+        registers[:, :16] = part.column("regs", np.uint64)
+        registers[:, 16] = part.column("ip", np.uint64)
         return registers
 
 

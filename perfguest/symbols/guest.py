@@ -19,12 +19,15 @@ import numpy.typing as npt
 
 from perfguest.errors import FormatError, UsageError
 from perfguest.formats.guest_snapshot import GuestSnapshot
+from perfguest.proto import guest_pb2 as pb
 from perfguest.symbols.guest_addresses import KERNEL_HALF
 from perfguest.symbols.guest_calls import I64, U64, Bool
-from perfguest.symbols.guest_columns import Columns, overlay
+from perfguest.symbols.guest_files import GuestFiles
 from perfguest.symbols.guest_kernel import PROVEN, UNKNOWN, GuestKernel, KernelFile, kernel_offset
 from perfguest.symbols.guest_user import GuestPrograms
-from perfguest.symbols.host import Dso, Resolved
+from perfguest.symbols.kallsyms import module_symbols
+from perfguest.symbols.kernel_tables import KernelTables, add_image
+from perfguest.symbols.resolved import Columns, Dso, Resolved, overlay
 from perfguest.symbols.snapshot_kernel import SnapshotKernels
 from perfguest.symbols.snapshot_user import SnapshotPrograms
 from perfguest.symbols.table import SymbolTable
@@ -72,6 +75,8 @@ class _Kernels:
     images: list[GuestKernel] = field(default_factory=list)
     # Why no file can be placed, whichever is given.
     unplaceable: str = ""
+    # The images were found in a directory: if none is the guest's, that is no mistake of the user's.
+    found: bool = False
 
     @property
     def naming(self) -> GuestKernel | None:
@@ -94,7 +99,8 @@ class GuestSymbols:
         self._read_programs: SnapshotPrograms | None = None
         # Of each file the VMs that it was refused for, and why.
         self._refusals = refusals
-        self._checks: list[str] = []
+        self._checks: dict[int, list[str]] = {}
+        self._files: list[GuestFiles] = []
 
     @classmethod
     def build(cls, vms: Sequence[GuestVm], options: GuestSymbolOptions, snapshot: GuestSnapshot | None = None) -> GuestSymbols:
@@ -121,6 +127,9 @@ class GuestSymbols:
             symbols._read_kernels = SnapshotKernels(snapshot, pids, symbols.kernel_dsos, [_called(vm) for vm in vms])
             symbols._read_programs = SnapshotPrograms(snapshot, pids, mounts)
         symbols._refuse_unused()
+        symbols._files = [GuestFiles(directories, _called(vm)) for directories, vm in zip(mounts, vms, strict=True)]
+        for place in range(len(vms)):
+            symbols._find_images(place)
         return symbols
 
     @property
@@ -131,7 +140,8 @@ class GuestSymbols:
             if kernels.naming is None and not (self._read_kernels and set(self._read_kernels.of_vm[place]) - self._read_kernels.refused):
                 lines.append(f"{_called(vm)}: guest kernel functions have no names: {self._why_unnamed(place)}")
         called = [_called(vm) for vm in self._vms]
-        lines += self._checks + self._programs.notes(called)
+        lines += [line for checks in self._checks.values() for line in checks] + self._programs.notes(called)
+        lines += [note for files in self._files for note in files.notes]
         lines += self._read_kernels.notes if self._read_kernels else []
         return lines + (self._read_programs.notes(called) if self._read_programs else [])
 
@@ -147,8 +157,35 @@ class GuestSymbols:
         """
         return self._read_kernels.at(vm, time, lstar) if self._read_kernels else np.full(len(vm), -1, np.int32)
 
+    @property
+    def refused_kernels(self) -> set[int]:
+        """Numbers of kernels, as :meth:`kernel_at` gives them, that :meth:`check_kernels` found to be others."""
+        return set() if self._read_kernels is None else self._read_kernels.refused
+
+    def open_mounted(self, process: pb.Process, mapping: pb.Mapping, build_id: str) -> bytes | None:
+        """See :meth:`perfguest.symbols.snapshot_user.SnapshotPrograms.open_mounted`."""
+        return None if self._read_programs is None else self._read_programs.open_mounted(process, mapping, build_id)
+
+    def kernel_tables(self, vm: int, kernel: int = -1) -> KernelTables | None:
+        """What unwinding the VM's kernel needs, where it ran: what was read out of its memory, and for what is missing there the files that were given.
+
+        ``kernel``: a number as :meth:`kernel_at` gives it, or -1. None where nothing is known. To be called after :meth:`check_kernels`.
+        """
+        numbers = self._read_kernels_of(np.array([kernel], np.int32), np.zeros(1, np.intp))
+        read = self._read_kernels.kernels[kernel] if self._read_kernels and numbers else None
+        tables = self._read_kernels.tables(kernel) if self._read_kernels and read else KernelTables("")
+        known = self._kernels[vm]
+        for image in known.images:
+            if image.file.image is not None and (read is None or read.build_id in {"", image.build_id}):
+                add_image(tables, image.file.image, image.offset)
+        listed = module_symbols(known.kallsyms[0].file.text) if known.kallsyms else {}
+        self._files[vm].add_modules(tables, tables.release, list(read.event.modules) if read else [], listed)
+        return tables if tables.orc or tables.text else None
+
     def check_kernels(self, vm: I32, addresses: U64, is_return: Bool, kernel: I32 | None = None) -> None:
-        """Holds the kernels against the samples; to be called once, before anything is resolved. ``kernel``: as :meth:`kernel_at` gives it.
+        """Holds the kernels against the samples; to be called before anything is resolved, and again when more returns are known.
+
+        ``kernel``: as :meth:`kernel_at` gives it.
 
         ``vm``: int32 index of each; ``addresses``: uint64 guest kernel addresses, of samples' instructions or, where ``is_return``, of returns in their chains.
         A file that they contradict is not used; raises :class:`FormatError` with the figures where it was good for no other VM.
@@ -156,16 +193,39 @@ class GuestSymbols:
         for place in np.unique(vm[vm >= 0]).tolist():
             mine = vm == place
             ips, returns = addresses[mine & ~is_return], np.unique(addresses[mine & is_return])
-            images = self._kernels[place].images
-            for image in list(images):
-                problem = _contradiction(image, ips, returns, _called(self._vms[place]))
-                if problem is not None:
-                    images.remove(image)
-                    self._refusals.setdefault(image.file.path, {})[place] = problem
-            self._checks.extend(_unchecked(self._kernels[place], self._vms[place], ips, returns))
+            self._checks[place] = self._check(place, ips, returns)
         if self._read_kernels and kernel is not None:
             self._read_kernels.check(kernel[is_return], addresses[is_return])
         self._refuse_unused()
+
+    def _check(self, place: int, ips: U64, returns: U64) -> list[str]:
+        """Drops the images that the samples contradict, and those found of which they do not tell which one ran; gives lines for people."""
+        kernels, called = self._kernels[place], _called(self._vms[place])
+        refused = []
+        for image in list(kernels.images):
+            problem = _contradiction(image, ips, returns, called)
+            if problem is not None:
+                kernels.images.remove(image)
+                refused.append(problem.message)
+                if not kernels.found:
+                    self._refusals.setdefault(image.file.path, {})[place] = problem
+        if kernels.found and len(kernels.images) > 1:
+            paths = ", ".join(image.file.path for image in kernels.images)
+            kernels.images.clear()
+            refused.append(f"{called}: {paths} can each be its kernel, and the samples do not tell which; give the one with --guestvmlinux")
+        return (refused if kernels.found else []) + _unchecked(kernels, self._vms[place], ips, returns)
+
+    def _find_images(self, place: int) -> None:
+        """In the VM's directories, where the user gave no image and its memory gave no tables."""
+        kernels, entries = self._kernels[place], {lstar for lstar in self._vms[place].lstars if lstar}
+        numbers = self._read_kernels.of_vm[place] if self._read_kernels else []
+        read = [self._read_kernels.kernels[number] for number in numbers] if self._read_kernels else []
+        if kernels.images or len(entries) != 1 or any(one.image.orc.addresses for one in read):
+            return
+        kallsyms = kernels.kallsyms[0] if kernels.kallsyms else None
+        releases, build_ids = {one.release for one in read} - {""}, {one.build_id for one in read} - {""}
+        kernels.images = self._files[place].kernels(entries.pop(), releases, build_ids, kallsyms, self.kernel_dsos[place])
+        kernels.found = bool(kernels.images)
 
     def resolve_kernel(self, vm: I32, addresses: U64, kernel: I32 | None = None) -> Resolved:
         """``vm``: int32 index for each of ``addresses`` (uint64, of the guest's kernel half). ``kernel``: as :meth:`kernel_at` gives it."""

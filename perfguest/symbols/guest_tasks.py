@@ -78,7 +78,7 @@ def guest_tasks(records: GuestSamples, vm: I32, pids: Sequence[int], snapshot: G
         comm[guessed] = len(comms) + process[guessed].astype(np.int32)
         comms = [*comms, *(_text(one.comm, _MAX_COMM) for one in snapshot.processes)]
     # The reading of the process tells all; where there is none the page table has to.
-    first, space = _distinct(vm, process, pid, np.where(known, start, 0), np.where(process >= 0, 0, cr3))
+    first, space = distinct(vm, process, pid, np.where(known, start, 0), np.where(process >= 0, 0, cr3))
     identifiers = (np.arange(len(first), dtype=np.uint64) + np.uint64(1)) << np.uint64(12)
     return GuestTasks(
         pid=pid,
@@ -95,7 +95,7 @@ def guest_tasks(records: GuestSamples, vm: I32, pids: Sequence[int], snapshot: G
     )
 
 
-def _distinct(*columns: npt.NDArray[np.integer[Any]]) -> tuple[I64, I64]:
+def distinct(*columns: npt.NDArray[np.integer[Any]]) -> tuple[I64, I64]:
     """The rows that are the first of their kind, and for each row the number of its kind. Column by column: sorting rows whole takes ten times as long."""
     first, kind = np.zeros(0, np.int64), np.zeros(len(columns[0]), np.int64)
     for column in columns:

@@ -21,8 +21,7 @@ import numpy.typing as npt
 from perfguest.errors import FormatError, UsageError
 from perfguest.symbols.elf import read_elf
 from perfguest.symbols.guest_calls import I64, U64, Bool, Code
-from perfguest.symbols.guest_columns import Columns
-from perfguest.symbols.host import Dso, Resolved
+from perfguest.symbols.resolved import Columns, Dso, Resolved
 
 I32 = npt.NDArray[np.int32]
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -12,11 +11,10 @@ import numpy.typing as npt
 
 from perfguest.errors import FormatError
 from perfguest.formats.perf_data import PerfData
-from perfguest.formats.perf_tasks import Mmaps
 from perfguest.symbols.address_space import AddressSpaces
 from perfguest.symbols.elf import ElfFile, parse_elf, read_elf
 from perfguest.symbols.kallsyms import KERNEL_DSO, read_kallsyms
-from perfguest.symbols.table import SymbolTable
+from perfguest.symbols.resolved import Columns, Dso, Resolved
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -28,36 +26,6 @@ _VDSO = "[vdso]"
 _VDSO_32 = "[vdso32]"
 _FIRST_64_BIT_ADDRESS = np.uint64(1 << 32)
 _PATHS_TOLD = 5
-
-
-@dataclass(frozen=True)
-class Dso:
-    """``name`` as perf prints it. ``build_id`` is hex: that recorded, else that of the file used, else empty."""
-
-    name: str
-    build_id: str
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """What addresses are. All columns have the length of the query.
-
-    ``name``: int32 index into ``names``, or -1. ``offset``: uint64 distance from the symbol's start, 0 without a name.
-    ``dso``: int32 index into ``dsos``, or -1.
-    ``start``, ``limit``, ``pgoff``: uint64, the mapping as perf recorded it (``limit`` excluded), all 0 if it did not.
-    """
-
-    names: list[str]
-    dsos: list[Dso]
-    name: I32
-    offset: U64
-    dso: I32
-    start: U64
-    limit: U64
-    pgoff: U64
-
-    def __len__(self) -> int:
-        return len(self.name)
 
 
 class HostSymbols:
@@ -103,9 +71,9 @@ class HostSymbols:
 
     def resolve_kernel(self, addresses: U64) -> Resolved:
         """``addresses``: uint64, of the host's kernel and its modules."""
-        out = _Columns(len(addresses))
+        out = Columns(len(addresses))
         row = self._kernel_mapping(addresses)
-        out.set_mappings(np.flatnonzero(row >= 0), row[row >= 0], self._mmaps)
+        self._set_mappings(out, np.flatnonzero(row >= 0), row[row >= 0])
         for number in np.unique(self._row_dso[row[row >= 0]]).tolist():
             out.set_dso(np.flatnonzero((row >= 0) & (self._row_dso[row] == number)), self._dsos[number])
         if self._kernel is not None:
@@ -120,12 +88,12 @@ class HostSymbols:
 
     def resolve_user(self, pid: I32, time: I64, addresses: U64) -> Resolved:
         """``addresses``: uint64, each in process ``pid`` (int32) at ``time`` (int64 nanoseconds of the recording's clock)."""
-        out = _Columns(len(addresses))
+        out = Columns(len(addresses))
         row = self._spaces.find(pid, time, addresses)
         mapped = np.flatnonzero(row >= 0)
         mapped = mapped[np.argsort(self._row_dso[row[mapped]], kind="stable")]
         rows = row[mapped]
-        out.set_mappings(mapped, rows, self._mmaps)
+        self._set_mappings(out, mapped, rows)
         file_offset = addresses[mapped] - self._mmaps.start[rows] + self._mmaps.pgoff[rows]
         numbers, firsts = np.unique(self._row_dso[rows], return_index=True)
         for number, first, last in zip(numbers.tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
@@ -137,6 +105,10 @@ class HostSymbols:
                 named = symbol >= 0
                 out.set_names(mapped[first:last][named], symbol[named], elf.symbols, vaddr[named])
         return out.resolved()
+
+    def _set_mappings(self, out: Columns, at: I64, rows: I64) -> None:
+        start = self._mmaps.start[rows]
+        out.set_mapping(at, start, start + self._mmaps.length[rows], self._mmaps.pgoff[rows])
 
     def _kernel_mapping(self, addresses: U64) -> I64:
         rows = self._kernel_rows
@@ -219,31 +191,3 @@ def own_kernel_build_ids() -> tuple[str, ...]:
     # The only note named GNU of type 3: u32 sizes of name and contents, u32 type, the name.
     _, found, rest = notes.partition(b"\x14\0\0\0\x03\0\0\0GNU\0")
     return (rest[:20].hex(),) if found else ()
-
-
-class _Columns:
-    """The columns of :class:`Resolved` while they are filled."""
-
-    def __init__(self, count: int) -> None:
-        self._names: dict[str, int] = {}
-        self._dsos: dict[Dso, int] = {}
-        self._name: I32 = np.full(count, -1, np.int32)
-        self._dso: I32 = np.full(count, -1, np.int32)
-        self._offset, self._start, self._limit, self._pgoff = (np.zeros(count, np.uint64) for _ in range(4))
-
-    def set_dso(self, at: I64, dso: Dso) -> None:
-        self._dso[at] = self._dsos.setdefault(dso, len(self._dsos))
-
-    def set_mappings(self, at: I64, rows: I64, mmaps: Mmaps) -> None:
-        self._start[at] = mmaps.start[rows]
-        self._limit[at] = mmaps.start[rows] + mmaps.length[rows]
-        self._pgoff[at] = mmaps.pgoff[rows]
-
-    def set_names(self, at: I64, symbols: I32, table: SymbolTable, addresses: U64) -> None:
-        used, which = np.unique(symbols, return_inverse=True)
-        numbers = np.array([self._names.setdefault(table.names[symbol], len(self._names)) for symbol in used.tolist()], np.int32)
-        self._name[at] = numbers[which]
-        self._offset[at] = addresses - table.start[symbols]
-
-    def resolved(self) -> Resolved:
-        return Resolved(list(self._names), list(self._dsos), self._name, self._offset, self._dso, self._start, self._limit, self._pgoff)

@@ -6,6 +6,7 @@ Types are those of nm. Sizes are not given: a symbol reaches to the next, whatev
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _HEX = np.full(256, 255, np.uint8)
 _HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16, dtype=np.uint8)
 _HEX[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16, dtype=np.uint8)
 
+_MODULE_LINE = re.compile(rb"^([0-9a-fA-F]{8,16}) \S ([^\t\n]*)\t\[([^\]\n]{1,64})\]$", re.MULTILINE)
 _TEXT_TYPES = np.frombuffer(b"tTwW", np.uint8)
 _ABSOLUTE_TYPES = np.frombuffer(b"aA", np.uint8)
 
@@ -44,6 +46,14 @@ def read_kallsyms(source: bytes | str | Path, kernel_dso: str = KERNEL_DSO, name
             raise FormatError(f"{name} cannot be read: {error.strerror}", "Give a copy of /proc/kallsyms or a System.map.") from error
     text = _gunzip(source, name) if source[:2] == _GZIP_MAGIC else source
     return _parse(text if text.endswith(b"\n") else text + b"\n", kernel_dso, name)
+
+
+def module_symbols(text: bytes) -> dict[str, list[tuple[int, str]]]:
+    """(Address, name) of all symbols of each module in the bytes of a copy of /proc/kallsyms; of what else is in brackets, too, as ``bpf``."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for line in _MODULE_LINE.finditer(text):
+        found.setdefault(line[3].decode("utf-8", "replace"), []).append((int(line[1], 16), line[2].decode("utf-8", "replace")))
+    return found
 
 
 def _gunzip(data: bytes, name: str) -> bytes:

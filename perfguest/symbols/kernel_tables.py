@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError
+from perfguest.formats.kernel_image import KernelImage
+from perfguest.formats.kernel_message import image_orc, orc_header
 from perfguest.formats.orc import ENTRY_SIZE, decode_orc
 from perfguest.proto import guest_pb2 as pb
 from perfguest.symbols.guest_addresses import KERNEL_HALF, MODULES_END
@@ -20,7 +22,10 @@ U8 = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class OrcTable:
-    """Of a kernel or a module. ``addresses``: uint64, ascending; ``entries``: 6 bytes for each; ``start``, ``end``: the code that it covers, end excluded."""
+    """Of a kernel or a module. ``addresses``: uint64, ascending; ``entries``: 6 bytes for each; ``start``, ``end``: the code that it covers, end excluded.
+
+    An entry of zeros says that nothing is known from there on, in every layout.
+    """
 
     addresses: U64
     entries: bytes
@@ -33,8 +38,9 @@ class OrcTable:
 
 @dataclass
 class KernelTables:
-    """``release``: as ``uname -r`` has it. ``orc``: the kernel's table, if there is one, then those of modules; they do not overlap.
+    """``release``: as ``uname -r`` has it. ``orc``: the tables of the kernel, if there is one, and of modules; they do not overlap.
 
+    ``orc_header``: 20 bytes that identify the layout of their entries, where a file told them (:func:`perfguest.formats.kernel_message.orc_header`).
     ``text``: (address, bytes as uint8) of code as it ran, or as its file has it. ``notes``: lines for people on what could not be used.
     """
 
@@ -42,6 +48,7 @@ class KernelTables:
     orc: list[OrcTable] = field(default_factory=list)
     text: list[tuple[int, U8]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    orc_header: bytes = b""
 
     @property
     def orc_pairs(self) -> list[tuple[bytes, bytes]]:
@@ -74,13 +81,14 @@ def kernel_orc(message: pb.Orc, offset: int) -> OrcTable:
 
 
 def module_orc(addresses: U64, entries: bytes, start: int, size: int) -> OrcTable:
-    """A module's table, cut to the ``size`` bytes of code at ``start``: what it has of the code that ran while loading is of memory that others have now."""
-    end = min(start + size, MODULES_END)
-    if not KERNEL_HALF <= start < end:
+    """A module's table, cut to the ``size`` bytes of code at ``start`` and ended there: what it has of the code that ran while loading is of memory that
+    others have now."""
+    end = start + size
+    first, last = np.searchsorted(addresses, np.array([start % (1 << 64), min(end, MODULES_END)], np.uint64), "left").tolist()
+    if not KERNEL_HALF <= start < end <= MODULES_END or first >= last:
         return OrcTable(addresses[:0], b"", 0, 0)
-    # The last entry ends the code: it may stand right behind it.
-    first, last = np.searchsorted(addresses, np.uint64(start), "left"), np.searchsorted(addresses, np.uint64(end), "right")
-    return OrcTable(addresses[first:last], entries[ENTRY_SIZE * int(first) : ENTRY_SIZE * int(last)], start, end)
+    ended = np.append(addresses[first:last], np.uint64(end))
+    return OrcTable(ended, entries[ENTRY_SIZE * first : ENTRY_SIZE * last] + bytes(ENTRY_SIZE), start, end)
 
 
 def read_tables(event: pb.VmKernel, release: str, orc: pb.Orc, text: Iterable[tuple[int, U8]]) -> KernelTables:
@@ -97,6 +105,20 @@ def read_tables(event: pb.VmKernel, release: str, orc: pb.Orc, text: Iterable[tu
         tables.add_text(address + event.kaslr_offset, code)
     add_modules(tables, event.modules)
     return tables
+
+
+def add_image(tables: KernelTables, image: KernelImage, offset: int) -> None:
+    """Adds what an image has that was not there: it runs ``offset`` bytes above where it was linked. Its text is as it was before the kernel rewrote any."""
+    tables.release = tables.release or image.release
+    tables.orc_header = tables.orc_header or orc_header(image)
+    try:
+        orc = image_orc(image)
+        if orc is not None:
+            tables.add_orc(kernel_orc(orc, offset))
+    except FormatError as error:
+        tables.notes.append(error.message)
+    for section in image.text:
+        tables.add_text(section.address + offset, image.content(section))
 
 
 def add_modules(tables: KernelTables, modules: Iterable[pb.Module]) -> None:

@@ -251,7 +251,7 @@ class SnapshotKernels:
     def check(self, kernel: I32, returns: U64) -> None:
         """Holds each kernel against the return addresses that samples of its time hold; one that they contradict is used no longer."""
         for place, numbers in enumerate(self.of_vm):
-            for number in numbers:
+            for number in (number for number in numbers if number not in self.refused):
                 problem = self.kernels[number].contradiction(np.unique(returns[kernel == number]))
                 if problem:
                     self.refused.add(number)

@@ -18,11 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError
-from perfguest.formats.guest_snapshot import GuestSnapshot
+from perfguest.formats.guest_snapshot import GuestSnapshot, later_readings
 from perfguest.proto import guest_pb2 as pb
 from perfguest.symbols.elf import ElfFile, parse_sparse_elf, read_elf
-from perfguest.symbols.guest_columns import Columns
-from perfguest.symbols.host import Dso, Resolved
+from perfguest.symbols.resolved import Columns, Dso, Resolved
 from perfguest.symbols.sparse_elf import open_binary
 from perfguest.symbols.table import GLOBAL, RawSymbols, SymbolTable, build_table
 
@@ -34,8 +33,6 @@ _USER_END = 1 << 57
 _MAX_PATH = 4096
 _MAX_JIT_SYMBOLS = 1 << 20
 _MAX_JIT_NAME = 1024
-# An address that no mapping of one reading holds is looked up in so many later ones of the same process.
-_LATER_READINGS = 8
 _JIT_LINE = re.compile(rb"^(?:0x)?([0-9a-fA-F]{1,16}) (?:0x)?([0-9a-fA-F]{1,16}) ([^\n]+)$", re.MULTILINE)
 _DELETED = " (deleted)"
 # As for the host's: what is mapped from no file.
@@ -105,7 +102,7 @@ class SnapshotPrograms:
         self._files: dict[_Mapping, int] = {}
         self._processes: dict[int, _Process] = {}
         self._elves: dict[str, tuple[ElfFile | None, str]] = {}
-        self._later = _later_readings(snapshot.processes)
+        self._later = later_readings(snapshot.processes)
         self._places = {pid: place for place, pid in enumerate(pids)}
         self._findings: Counter[tuple[int, str]] = Counter()
         self._problems: dict[str, None] = {}
@@ -207,6 +204,9 @@ class SnapshotPrograms:
 
     def _mounted(self, mapping: _Mapping, vm: int, build_id: str) -> list[ElfFile]:
         """The same file under the directories that the user gave. Where the guest's build id is known it must be that one's."""
+        return [elf for _, elf in self._mounted_files(mapping, vm, build_id)]
+
+    def _mounted_files(self, mapping: _Mapping, vm: int, build_id: str) -> list[tuple[Path, ElfFile]]:
         parts = PurePosixPath(mapping.path).parts
         if vm < 0 or not _has_file(mapping) or ".." in parts or "\0" in mapping.path or mapping.path.endswith(_DELETED):
             return []
@@ -225,8 +225,16 @@ class SnapshotPrograms:
             elif elf is not None:
                 if not build_id:
                     self._problems[f"{path} was taken for the guest's unchecked: no build id of the guest's file is known"] = None
-                found.append(elf)
+                found.append((path, elf))
         return found
+
+    def open_mounted(self, process: pb.Process, mapping: pb.Mapping, build_id: str) -> bytes | None:
+        """The content of the same file under the directories that the user gave, if it is there. ``build_id``: of the guest's file, "" if not known."""
+        vm = self._places.get(process.vm_pid, -1)
+        one = _Mapping(mapping.path[:_MAX_PATH].decode("utf-8", "replace"), mapping.binary)
+        for path, _ in self._mounted_files(one, vm, build_id) if vm >= 0 and self._mounts[vm] else ():
+            return path.read_bytes()
+        return None
 
     def _name_jitted(self, out: Columns, number: int, at: npt.NDArray[np.intp], look: U64) -> None:
         """Functions are added to a map as they are compiled, so a later reading may know more."""
@@ -242,11 +250,3 @@ class SnapshotPrograms:
 
 def _has_file(mapping: _Mapping) -> bool:
     return bool(mapping.binary) or (mapping.path.startswith("/") and not mapping.path.startswith(_NO_FILES))
-
-
-def _later_readings(processes: Sequence[pb.Process]) -> dict[int, list[int]]:
-    """For each reading the next ones of the same process and page table."""
-    groups: dict[tuple[int, int, int, int], list[int]] = {}
-    for number, one in sorted(enumerate(processes), key=lambda item: item[1].time):
-        groups.setdefault((one.vm_pid, one.tgid, one.start_time, one.cr3), []).append(number)
-    return {number: group[place + 1 : place + 1 + _LATER_READINGS] for group in groups.values() for place, number in enumerate(group)}

@@ -20,7 +20,7 @@ from perfguest.formats.kernel_image import KernelImage, read_kernel_image
 from perfguest.symbols.guest import GuestSymbolOptions, GuestSymbols, GuestVm
 from perfguest.symbols.guest_calls import Code
 from perfguest.symbols.guest_kernel import GuestKernel, KernelFile
-from perfguest.symbols.host import Resolved
+from perfguest.symbols.resolved import Resolved
 
 U64 = npt.NDArray[np.uint64]
 MIB = 1 << 20

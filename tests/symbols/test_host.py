@@ -22,7 +22,8 @@ from perfguest.formats.perf_records import I32, I64, U64
 from perfguest.formats.perf_samples import Samples
 from perfguest.formats.perf_tasks import Comms, Mmaps, Tasks
 from perfguest.symbols.address_space import AddressSpaces
-from perfguest.symbols.host import HostSymbols, Resolved, own_vdso
+from perfguest.symbols.host import HostSymbols, own_vdso
+from perfguest.symbols.resolved import Resolved
 
 _CONTEXT_KERNEL, _CONTEXT_USER, _CONTEXT_MAX = ((1 << 64) - distance for distance in (128, 512, 4095))
 _SOURCE = """

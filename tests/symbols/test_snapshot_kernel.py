@@ -16,7 +16,7 @@ from perfguest.formats.guest_snapshot import GuestSnapshot, SnapshotWriter, read
 from perfguest.formats.kernel_image import KernelImage, read_kernel_image
 from perfguest.proto import guest_pb2 as pb
 from perfguest.symbols.guest import GuestSymbolOptions, GuestSymbols, GuestVm
-from perfguest.symbols.host import Resolved
+from perfguest.symbols.resolved import Resolved
 from perfguest.symbols.snapshot_kernel import decode_symbols
 from tests.snapshots import events, kernel_message, modules_of, symbols_message
 

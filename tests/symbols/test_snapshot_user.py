@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from perfguest.formats.guest_snapshot import SnapshotWriter, read_snapshot
 from perfguest.proto import guest_pb2 as pb
-from perfguest.symbols.host import Resolved
+from perfguest.symbols.resolved import Resolved
 from perfguest.symbols.snapshot_user import SnapshotPrograms, parse_perf_map
 from tests.snapshots import binary_message, events, mappings_of
 

@@ -1,17 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The columns of :class:`perfguest.symbols.host.Resolved` while guest addresses are named."""
+"""What addresses are: names, files, mappings, as columns."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from perfguest.symbols.host import Dso, Resolved
 from perfguest.symbols.table import I32, U64, SymbolTable
 
 
+@dataclass(frozen=True)
+class Dso:
+    """``name`` as perf prints it. ``build_id`` is hex: that recorded, else that of the file used, else empty."""
+
+    name: str
+    build_id: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What addresses are. All columns have the length of the query.
+
+    ``name``: int32 index into ``names``, or -1. ``offset``: uint64 distance from the symbol's start, 0 without a name.
+    ``dso``: int32 index into ``dsos``, or -1.
+    ``start``, ``limit``, ``pgoff``: uint64, the mapping as perf recorded it (``limit`` excluded), all 0 if it did not.
+    """
+
+    names: list[str]
+    dsos: list[Dso]
+    name: I32
+    offset: U64
+    dso: I32
+    start: U64
+    limit: U64
+    pgoff: U64
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
 class Columns:
-    """``count`` addresses, at first without name and dso. ``at`` are positions among them."""
+    """:class:`Resolved` while it is filled: ``count`` addresses, at first without name and dso. ``at`` are positions among them."""
 
     def __init__(self, count: int) -> None:
         self._names: dict[str, int] = {}
@@ -23,7 +54,8 @@ class Columns:
     def set_dso(self, at: npt.NDArray[np.intp], dso: Dso) -> None:
         self._dso[at] = self._dsos.setdefault(dso, len(self._dsos))
 
-    def set_mapping(self, at: npt.NDArray[np.intp], start: int, limit: int, pgoff: int) -> None:
+    def set_mapping(self, at: npt.NDArray[np.intp], start: int | U64, limit: int | U64, pgoff: int | U64) -> None:
+        """One for all of ``at``, or one for each."""
         self._start[at], self._limit[at], self._pgoff[at] = start, limit, pgoff
 
     def set_names(self, at: npt.NDArray[np.intp], symbols: I32, table: SymbolTable, addresses: U64) -> None:
