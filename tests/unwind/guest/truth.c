@@ -132,7 +132,7 @@ FRAME static int compare_deep(const uint64_t *a, const uint64_t *b)
 {
 	uint64_t x = *a ^ *b;
 
-	for (int i = 0; i < 200; i++)
+	for (int i = 0; i < 20; i++)
 		x = x * 6364136223846793005UL + 1442695040888963407UL;
 	sink = x;
 	return (*a > *b) - (*a < *b);
@@ -148,11 +148,11 @@ FRAME static int compare(const void *a, const void *b)
 
 FRAME static void qsort_round(uint64_t x)
 {
-	static uint64_t values[500];
+	uint64_t values[300];
 
-	for (int i = 0; i < 500; i++)
+	for (int i = 0; i < 300; i++)
 		values[i] = x = x * 6364136223846793005UL + 1;
-	qsort(values, 500, sizeof(*values), compare);
+	qsort(values, 300, sizeof(*values), compare);
 	sink++;
 }
 
@@ -311,10 +311,8 @@ FRAME static void far_stack_round(void)
 
 FRAME static void *thread_main(void *argument)
 {
-	for (int i = 0; i < 3; i++) {
-		alpha((uint64_t)argument);
-		qsort_round((uint64_t)argument);
-	}
+	alpha((uint64_t)argument);
+	qsort_round((uint64_t)argument);
 	sink++;
 	return NULL;
 }
