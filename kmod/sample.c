@@ -186,6 +186,20 @@ static void pg_add_kernel(struct pg_builder *b)
 		pg_add_kernel_stacks(b, sp);
 }
 
+/*
+ * Where the copy of the user's stack begins. The red zone may reach into a page
+ * that was never touched: then it is at the border.
+ */
+static u64 pg_user_stack_start(struct pg_builder *b)
+{
+	u64 start = b->user.sp - PG_RED_ZONE;
+	u8 byte;
+
+	if (!pg_read_virt(&b->mem->virt, start, &byte, sizeof(byte)))
+		return start;
+	return max_t(u64, start, ALIGN_DOWN(b->user.sp, PAGE_SIZE));
+}
+
 static void pg_add_user(struct pg_builder *b)
 {
 	const struct pg_frames_in in = {
@@ -198,7 +212,7 @@ static void pg_add_user(struct pg_builder *b)
 
 	pg_add_chain(b, PG_SECTION_CHAIN_USER, &in);
 	if (pg_settings.user_stack)
-		pg_add_copy(b, PG_SECTION_STACK_USER, b->user.sp - PG_RED_ZONE,
+		pg_add_copy(b, PG_SECTION_STACK_USER, pg_user_stack_start(b),
 			    pg_settings.user_stack, PG_END_FULL);
 }
 

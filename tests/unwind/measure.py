@@ -70,6 +70,11 @@ class Causes:
         """Whether the kernel was at an exec or an exit: then the registers of the program below it are of what is no more."""
         return any(_PROGRAM_GONE.fullmatch(self._names.at(address - returns)) for address, returns in row.walked.kernel)
 
+    def is_thread_new(self, row: Row) -> bool:
+        """Whether the thread has not come back from the call that made it: its own stack is empty."""
+        kernel = row.walked.kernel
+        return bool(kernel) and self._names.at(kernel[-1][0] - kernel[-1][1]).startswith("ret_from_fork")
+
 
 def kernel_chain(walked: Walked, names: KernelNames) -> list[str]:
     """The names of its functions, leaf first."""

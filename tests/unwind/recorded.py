@@ -15,7 +15,7 @@ _CPU = "max,la57=off,cx16=off"
 _MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 _STORM = f"chroot /disk {HOME}/storm /work /tmp/storm"
 _OPENSSL = (
-    "(while [ ! -e /tmp/end ]; do chroot /disk /usr/bin/openssl speed -seconds 1 -bytes 8192 sha256 sha512 aes-256-cbc chacha20-poly1305 rsa2048 ecdhx25519;"
+    "(while [ ! -e /tmp/end ]; do chroot /disk /usr/bin/openssl speed -seconds 2 -bytes 8192 sha256 sha512 aes-256-cbc chacha20-poly1305 rsa2048 ecdhx25519;"
     f" for file in /usr/bin/python3 {HOME}/truth; do chroot /disk /usr/bin/openssl dgst -sha1 $file;"
     " chroot /disk /usr/bin/openssl enc -aes-128-ctr -pbkdf2 -k secret -in $file -out /tmp/sealed; done; : >/disk/tmp/openssl; done) >/dev/null 2>&1"
 )

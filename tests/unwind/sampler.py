@@ -199,8 +199,17 @@ class Sampler:
         return sections + self._user_sections(cpu, *entry) if entry else sections
 
     def _user_sections(self, cpu: Cpu, ip: int, sp: int) -> list[bytes]:
-        copy = self._copy(STACK_USER, cpu.values["CR3"], sp - RED_ZONE, self.stack_size, _FULL) if sp > RED_ZONE else []
+        start = self._user_stack_start(cpu.values["CR3"], sp)
+        copy = self._copy(STACK_USER, cpu.values["CR3"], start, self.stack_size, _FULL) if sp > RED_ZONE else []
         return [_section(CHAIN_USER, sp, struct.pack("<Q", ip), _BAD_FRAME), *copy]
+
+    def _user_stack_start(self, cr3: int, sp: int) -> int:
+        """The red zone may reach into a page that was never touched: then the border of the next."""
+        try:
+            self._memory.translate(cr3, sp - RED_ZONE)
+        except GuestFault:
+            return max(sp - RED_ZONE, sp & -PAGE)
+        return sp - RED_ZONE
 
     def _user_registers(self, end: int) -> tuple[int, int] | None:
         """IP and SP of the user program that the kernel works for, as it saved them at the top of the task's stack, if one ends there."""
