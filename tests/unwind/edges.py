@@ -36,17 +36,17 @@ class Edges:
         self._text = [(run.address + moved, run.data) for run in evidence.kernel().text]
         self.why = cache(self._why)
         self._jumps = cache(self._find_jumps)
+        self._instructions = cache(self._disassemble)
 
     def covers(self, address: int) -> bool:
         return any(start <= address < start + len(data) for start, data in self._text)
 
     def _why(self, returns_to: int, callee: int) -> str:
         """How the callee was reached by the call before ``returns_to``: "direct", "indirect", "jump", or what is wrong. ``callee``: any address in it."""
-        start, _ = self._names.span(returns_to - 1)
-        lines = self._disassemble(start, returns_to)
-        if not lines or lines[-1][2] != returns_to or not lines[-1][1].startswith("call"):
+        call = next((line for line in self._instructions(self._names.span(returns_to - 1)[0]) if line[2] == returns_to), None)
+        if call is None or not call[1].startswith("call"):
             return "no call"
-        target = self._target(lines[-1][3])
+        target = self._target(call[3])
         if target is None or self._is_thunk(target):
             return "indirect"
         wanted = self._names.span(callee)[0]
@@ -66,7 +66,7 @@ class Edges:
         end = self._names.span(start)[1]
         found: set[int | None] = set()
         mnemonic = "ret"
-        for _, mnemonic, _, operand in self._disassemble(start, end):
+        for _, mnemonic, _, operand in self._instructions(start):
             if not _JUMP.fullmatch(mnemonic):
                 continue
             target = self._target(operand)
@@ -87,8 +87,9 @@ class Edges:
         match = _DIRECT.match(operand)
         return int(match[1], 16) if match and not operand.startswith("*") else None
 
-    def _disassemble(self, start: int, end: int) -> list[tuple[int, str, int, str]]:
-        """(address, mnemonic, address of the next, operand) of the instructions from ``start`` to ``end``."""
+    def _disassemble(self, start: int) -> list[tuple[int, str, int, str]]:
+        """(address, mnemonic, address of the next, operand) of the instructions of the function that begins there."""
+        end = self._names.span(start)[1]
         for base, data in self._text:
             if base <= start < base + len(data):
                 code = data[start - base : end - base + _MARGIN]

@@ -32,11 +32,11 @@ _WORKLOADS = {
 class Counts:
     """How many samples are taken of what runs."""
 
-    storm: int = 3600
-    truth: int = 2000
-    programs: int = 2400
-    idle: int = 200
-    perf: int = 1200
+    storm: int = 2200
+    truth: int = 1800
+    programs: int = 2100
+    idle: int = 150
+    perf: int = 1000
     cold: int = 300
 
 
@@ -72,8 +72,7 @@ def record(kernel: str, disk: Path, directory: Path, counts: Counts) -> Recorded
             _take(result, guest, sampler, ["truth"], counts.truth)
             _take(result, guest, sampler, ["perl", "python3", "openssl"], counts.programs)
             _take(result, guest, sampler, [], counts.idle)
-            if counts.perf:
-                _take_with_perf(result, guest, sampler, counts.perf)
+            _take_with_perf(result, guest, sampler, counts.perf)
             _start(guest, "perl", "python3", "truth")
             # Their files are read once more, as they are then.
         result.console = guest.console.read_text(errors="replace")
