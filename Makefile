@@ -6,13 +6,14 @@ PERFGUEST ?= $(CURDIR)/.venv/bin/perfguest
 KERNEL ?= $(shell ls -v /boot/vmlinuz-*-amd64 2>/dev/null | tail -n 1 | sed 's,.*/vmlinuz-,,')
 KDIR ?= /lib/modules/$(KERNEL)/build
 
-.PHONY: help demo test test-quick storm guests lint native module proto clean
+.PHONY: help demo test test-quick storm guests stacks lint native module proto clean
 help:
 	@echo "make demo        record and convert a guest in the lab; results in demo/"
 	@echo "make test        lint, types and all tests, the lab's too"
 	@echo "make test-quick  the same without the lab"
 	@echo "make storm       load, sample and unload the module fifty times in the lab"
 	@echo "make guests      what is read out of guests' memory, with the kernels GUEST_KERNELS=VMLINUZ:VMLINUZ..."
+	@echo "make stacks      whole stacks of guests against known ones, with the kernels GUEST_KERNELS=VMLINUZ:VMLINUZ..."
 	@echo "make lint        ruff and mypy"
 	@echo "make native      build the unwinder in C, in place"
 	@echo "make module      build the kernel module for KDIR=$(KDIR)"
@@ -42,6 +43,10 @@ test-quick: lint
 # Each image wants its modules beside it, as dpkg -x of a linux-image package leaves them.
 guests: native
 	PERFGUEST_GUEST_KERNELS="$(GUEST_KERNELS)" $(PYTHON) -m pytest -v tests/guest
+
+# Also part of `make test`, there with the kernel in /boot alone.
+stacks: native
+	PERFGUEST_GUEST_KERNELS="$(GUEST_KERNELS)" $(PYTHON) -m pytest -v tests/unwind
 
 lint: native
 	$(PYTHON) -m ruff check .

@@ -175,12 +175,19 @@ static void pg_add_kernel(struct pg_builder *b)
 	pg_add_kernel_stacks(b);
 }
 
-/* Below the stack pointer, as far as there is anything; of 32-bit code, half of the register. */
-static u64 pg_user_copy_begin(const struct pg_frames_in *in)
+/*
+ * Below the stack pointer, as far as there is anything: the red zone may reach
+ * into a page that was never touched. Of 32-bit code, half of the register.
+ */
+static u64 pg_user_copy_begin(struct pg_builder *b, const struct pg_frames_in *in)
 {
 	u64 sp = in->code64 ? in->sp : (u32)in->sp;
+	u64 begin = sp - min_t(u64, sp, PG_RED_ZONE);
+	u8 byte;
 
-	return sp - min_t(u64, sp, PG_RED_ZONE);
+	if (!pg_read_virt(&b->mem->virt, begin, &byte, sizeof(byte)))
+		return begin;
+	return max_t(u64, begin, ALIGN_DOWN(sp, PAGE_SIZE));
 }
 
 static void pg_add_user_regs(struct pg_builder *b)
@@ -202,7 +209,7 @@ static void pg_add_user(struct pg_builder *b)
 
 	pg_add_chain(b, PG_SECTION_CHAIN_USER, &in);
 	if (pg_settings.user_stack)
-		pg_add_copy(b, PG_SECTION_STACK_USER, pg_user_copy_begin(&in),
+		pg_add_copy(b, PG_SECTION_STACK_USER, pg_user_copy_begin(b, &in),
 			    pg_settings.user_stack, PG_END_FULL);
 }
 

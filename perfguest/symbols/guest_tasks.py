@@ -67,10 +67,12 @@ def guest_tasks(records: GuestSamples, vm: I32, pids: Sequence[int], snapshot: G
         flags = records.column("flags", np.uint64)
         page_table = np.where(flags & np.uint64(FLAG_CR3), cr3, 0).astype(np.uint64)
         readings = _Readings(snapshot.processes, pids)
-        identity = readings.identity(vm, known, tgid, start)
+        identity = readings.identity(vm, known, tgid, tid, start)
         guessed = ~known & ((flags & np.uint64(FLAG_USER)) != 0) & (page_table != 0)
         readings.guess(identity, guessed, vm, page_table, time)
         process = readings.at(identity, page_table, time)
+        # Of a thread, the process is known by the page table too.
+        identity[(process < 0) & known & (tid != tgid)] = -1
         guessed &= process >= 0
         pid[guessed] = readings.tgid[process[guessed]]
         cgroup, cgroups = readings.cgroup_of(identity)
@@ -142,16 +144,25 @@ class _Readings:
         bounds = np.searchsorted(self._identity[order], np.arange(len(self._keys) + 1))
         self._rows = [order[first:last] for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
 
-    def identity(self, vm: I32, known: npt.NDArray[np.bool_], tgid: I32, start: U64) -> I64:
-        """For each record the identity of its process, or -1 where it was never read."""
+    def identity(self, vm: I32, known: npt.NDArray[np.bool_], tgid: I32, tid: I32, start: U64) -> I64:
+        """For each record the identity of its process, or -1 where it was never read.
+
+        The start is the thread's own. That of a process's first thread is the process's; other threads start later: theirs is the last process of the
+        number that started before.
+        """
         result = np.full(len(vm), -1, np.int64)
         rows = np.flatnonzero(known & (vm >= 0))
         mine = np.stack([vm[rows].astype(np.uint64), tgid[rows].astype(np.uint64), start[rows]], axis=1)
-        both, number = np.unique(np.concatenate([self._keys, mine]), axis=0, return_inverse=True)
+        _, number = np.unique(np.concatenate([self._keys, mine]), axis=0, return_inverse=True)
         number = number.reshape(-1)
-        of_key = np.full(len(both), -1, np.int64)
-        of_key[number[: len(self._keys)]] = np.arange(len(self._keys))
-        result[rows] = of_key[number[len(self._keys) :]]
+        # Both are in order, so that what stands before a record is of the same number, or there is none of it.
+        places, wanted = number[: len(self._keys)], number[len(self._keys) :]
+        before = np.searchsorted(places, wanted, "right") - 1
+        if not len(places):
+            return result
+        own = self._keys[np.maximum(before, 0)]
+        fits = (before >= 0) & (own[:, :2] == mine[:, :2]).all(axis=1)
+        result[rows] = np.where(fits & ((tid[rows] != tgid[rows]) | (own[:, 2] == start[rows])), before, -1)
         return result
 
     def guess(self, identity: I64, guessed: npt.NDArray[np.bool_], vm: I32, cr3: U64, time: I64) -> None:

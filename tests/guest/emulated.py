@@ -68,7 +68,7 @@ class EmulatedGuest:
 
     ``files`` (absolute path to (permission bits, content)) are added to its initramfs, of busybox, which is installed in /bin. ``modules``
     are loaded at boot, with those that they need; one that the kernel does not have counts as built in.
-    ``disk``: /dev/vda, read-only (where the kernel has virtio built in, or ``modules`` name it).
+    ``disk``: /dev/vda (where the kernel has virtio built in, or ``modules`` name it); read-only, or, if it is ``scratch``, with what is written going nowhere.
     """
 
     def __init__(
@@ -82,13 +82,14 @@ class EmulatedGuest:
         cpu: str = "max,la57=off",
         append: str = "",
         disk: Path | None = None,
+        scratch: bool = False,
     ) -> None:
         self.kernel = Path(kernel)
         self.release = image_release(self.kernel)
         self.ram = memory << 20
         self._files = dict(files or {})
         self._modules = tuple(modules)
-        self._settings = (cpus, cpu, append, disk)
+        self._settings = (cpus, cpu, append, disk, scratch)
         self._stack = ExitStack()
 
     def __enter__(self) -> EmulatedGuest:
@@ -179,12 +180,12 @@ class EmulatedGuest:
             self.qmp.execute("cont")
 
     def _command(self) -> list[str]:
-        cpus, cpu, append, disk = self._settings
+        cpus, cpu, append, disk, scratch = self._settings
         command = ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-cpu", cpu, "-m", str(self.ram >> 20), "-smp", str(cpus)]
         command += ["-nodefaults", "-display", "none", "-no-reboot", "-chardev", "socket,id=shell,path=shell", "-chardev", "socket,id=qmp,path=qmp"]
         command += ["-serial", f"file:{self.console}", "-serial", "chardev:shell", "-mon", "chardev=qmp,mode=control"]
         if disk:
-            command += ["-drive", f"file={disk},if=virtio,format=raw,readonly=on"]
+            command += ["-drive", f"file={disk},if=virtio,format=raw,{'snapshot' if scratch else 'readonly'}=on"]
         return [*command, "-kernel", str(self.kernel.resolve()), "-initrd", "initrd", "-append", f"console=ttyS0 quiet panic=-1 rdinit=/init {append}"]
 
     def _initramfs(self) -> bytes:

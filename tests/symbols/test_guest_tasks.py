@@ -28,8 +28,10 @@ def tasks(rows: list[tuple[int, int, int, int, int, int, bytes]], processes: lis
     return guest_tasks(samples, np.full(len(rows), vm, np.int32), PIDS, GuestSnapshot(Path("/nowhere"), processes=processes))
 
 
-def known(time: int, cr3: int, tgid: int = 5, start: int = 100, *, comm: bytes = b"worker") -> tuple[int, int, int, int, int, int, bytes]:
-    return time, FLAG_TASK | FLAG_CR3 | USER, cr3, 6, tgid, start, comm
+def known(
+    time: int, cr3: int, tgid: int = 5, start: int = 100, *, tid: int | None = None, comm: bytes = b"worker"
+) -> tuple[int, int, int, int, int, int, bytes]:
+    return time, FLAG_TASK | FLAG_CR3 | USER, cr3, tgid if tid is None else tid, tgid, start, comm
 
 
 def unknown(time: int, cr3: int, flags: int = USER) -> tuple[int, int, int, int, int, int, bytes]:
@@ -41,7 +43,7 @@ def process(time: int, cr3: int, tgid: int = 5, start: int = 100, *, cgroup: byt
 
 
 def test_the_record_says_who_ran() -> None:
-    found = tasks([known(1000, A, comm=b"a\0junk"), unknown(1000, A, 0)], [])
+    found = tasks([known(1000, A, tid=6, comm=b"a\0junk"), unknown(1000, A, 0)], [])
     assert found.pid.tolist() == [5, -1] and found.tid.tolist() == [6, -1] and found.process.tolist() == [-1, -1]
     assert [found.comms[one] for one in found.comm.tolist() if one >= 0] == ["a"] and found.comm[1] == -1
 
@@ -65,6 +67,14 @@ def test_a_number_used_again_is_another_process() -> None:
     found = tasks([known(1500, A, start=100), known(1500, A, start=900)], [process(1000, A, start=100)])
     assert found.process.tolist() == [0, -1] and found.pid.tolist() == [5, 5]
     assert found.space[0] != found.space[1]
+
+
+def test_a_thread_is_of_the_last_process_that_started_before_it() -> None:
+    """Each thread has a start of its own; the page table says whether the process is the one that was read."""
+    rows = [known(1500, A, start=start, tid=6) for start in (99, 100, 101, 900, 1_000_000)]
+    found = tasks([*rows, known(1500, B, start=500, tid=6), known(1500, A, 4, 500, tid=6)], [process(1000, A, cgroup=b"/own"), process(1000, A, start=900)])
+    assert found.process.tolist() == [-1, 0, 0, 1, 1, -1, -1]
+    assert found.cgroup.tolist() == [-1, 0, 0, -1, -1, -1, -1]
 
 
 def test_another_vm_is_another_guest() -> None:

@@ -61,7 +61,7 @@ struct pg_ends pg_scan(struct pg_unwinder *unwinder, const struct pg_sample *sam
 		ends.user = scan_half(&walk, true);
 	} else if (sample->mode == PG_MODE_KERNEL) {
 		ends.kernel = scan_half(&walk, false);
-		if (pg_find_user_regs(&walk)) {
+		if (pg_find_user_regs(&walk, false)) {
 			if (ends.kernel == PG_END_CUT)
 				ends.kernel = PG_END_USER_ENTRY;
 			ends.user = walk.compat ? PG_END_COMPAT : scan_half(&walk, true);

@@ -8,16 +8,29 @@ static const uint8_t pt_regs_order[] = {
 	PG_R9, PG_R8, PG_RAX, PG_RCX, PG_RDX, PG_RSI, PG_RDI,
 };
 
+/*
+ * On the way back to user mode registers are popped one after the other, and
+ * the stack is copied from its pointer on: what lies below it is in the
+ * registers again.
+ */
 bool pg_load_pt_regs(struct pg_machine *m, uint64_t address, struct pg_iret_frame *frame)
 {
-	uint64_t words[PG_PT_REGS_SIZE / 8];
+	uint64_t regs[sizeof(pt_regs_order)], sp = m->regs[PG_RSP];
 	size_t i;
 
-	if (!pg_load(m, address, words, sizeof(words)))
+	if (!pg_load(m, address + PG_PT_REGS_IP, frame, sizeof(*frame)))
 		return false;
-	memcpy(frame, words + PG_PT_REGS_IP / 8, sizeof(*frame));
+	for (i = 0; i < sizeof(pt_regs_order); i++) {
+		uint64_t at = address + 8 * i;
+
+		if (pg_load64(m, at, &regs[i]))
+			continue;
+		if (sp - at > PG_PT_REGS_SIZE || at == sp || !pg_knows(m, pt_regs_order[i]))
+			return false;
+		regs[i] = m->regs[pt_regs_order[i]];
+	}
 	for (i = 0; i < sizeof(pt_regs_order); i++)
-		m->regs[pt_regs_order[i]] = words[i];
+		m->regs[pt_regs_order[i]] = regs[i];
 	m->regs[PG_RIP] = frame->ip;
 	m->regs[PG_RSP] = frame->sp;
 	m->known = PG_ALL_REGISTERS;

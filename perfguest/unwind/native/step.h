@@ -31,7 +31,7 @@ struct pg_iret_frame {
 	uint64_t ss;	/* and here, too */
 };
 
-/* All registers out of pt_regs; false if it is not wholly in the copies. */
+/* All registers out of pt_regs; false if it is not in the copies, but for what was popped off already. */
 bool pg_load_pt_regs(struct pg_machine *m, uint64_t address, struct pg_iret_frame *frame);
 
 #endif

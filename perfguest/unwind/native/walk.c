@@ -31,8 +31,9 @@ struct pg_ends pg_walk(struct pg_unwinder *unwinder, const struct pg_sample *sam
 		ends.user = pg_walk_user(&walk);
 	} else if (sample->mode == PG_MODE_KERNEL) {
 		ends.kernel = pg_walk_kernel(&walk);
+		/* A thread that has not been in user mode yet begins like one of the kernel's. */
 		if (ends.kernel == PG_END_USER_ENTRY ||
-		    (ends.kernel != PG_END_THREAD_START && pg_find_user_regs(&walk)))
+		    pg_find_user_regs(&walk, ends.kernel == PG_END_THREAD_START))
 			ends.user = pg_walk_user(&walk);
 	}
 	return ends;

@@ -34,7 +34,7 @@ static bool is_user_entry(const struct pg_iret_frame *frame)
 	       frame->ip && pg_is_user_address(frame->ip) && pg_is_user_address(frame->sp);
 }
 
-bool pg_find_user_regs(struct pg_walk *walk)
+bool pg_find_user_regs(struct pg_walk *walk, bool here)
 {
 	size_t i = walk->machine.copy_count;
 	uint64_t padding;
@@ -44,6 +44,8 @@ bool pg_find_user_regs(struct pg_walk *walk)
 		uint64_t top = copy->address + copy->size;
 
 		if (!pg_is_kernel_address(copy->address) || top % STACK_SIZE)
+			continue;
+		if (here && i != pg_copy_of(&walk->machine, walk->machine.regs[PG_RSP]))
 			continue;
 		for (padding = 0; padding <= FRED_PADDING; padding += FRED_PADDING) {
 			uint64_t at = top - padding - PG_PT_REGS_SIZE;
@@ -107,13 +109,19 @@ static bool step_by_scan(struct pg_walk *walk)
 	return false;
 }
 
-/* 0 if there is no way on, else an enum pg_how. */
-static uint8_t step_without_rule(struct pg_walk *walk)
+/*
+ * 0 if there is no way on, else an enum pg_how. Retpolines' thunks are ends of
+ * stacks to ORC (UNWIND_HINT_EMPTY), but they are called: behind a real end no
+ * return address stands on the stack.
+ */
+static uint8_t step_without_rule(struct pg_walk *walk, enum pg_end end)
 {
 	uint8_t how = 0;
 
 	if (step_by_return(walk))
 		how = PG_HOW_RETURN;
+	else if (end != PG_END_NO_RULE)
+		how = 0;
 	else if (step_by_frame_pointer(walk))
 		how = PG_HOW_FP;
 	else if (step_by_scan(walk))
@@ -164,7 +172,7 @@ enum pg_end pg_walk_kernel(struct pg_walk *walk)
 			return PG_END_NO_TABLE;
 		rule = pg_kernel_rule(walk->unwinder, (uint32_t)walk->sample->kernel, ip - !exact);
 		if (rule->kind == PG_RULE_STOP) {
-			how = rule->end == PG_END_NO_RULE ? step_without_rule(walk) : 0;
+			how = step_without_rule(walk, rule->end);
 			if (!how)
 				return stop(walk, rule->end, leaf);
 			exact = false;

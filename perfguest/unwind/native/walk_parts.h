@@ -52,8 +52,11 @@ static inline uint64_t pg_align_word(uint64_t address)
 enum pg_end pg_walk_kernel(struct pg_walk *walk);
 enum pg_end pg_walk_user(struct pg_walk *walk);
 
-/* pt_regs at the top of a kernel stack; true if the registers are the user's. */
-bool pg_find_user_regs(struct pg_walk *walk);
+/*
+ * pt_regs at the top of a kernel stack (here: of the one that the walk has come
+ * to); true if the registers are the user's.
+ */
+bool pg_find_user_regs(struct pg_walk *walk, bool here);
 
 /* Sets walk->compat; false if no code runs with this code segment in user mode. */
 bool pg_set_user_mode(struct pg_walk *walk, uint16_t cs);

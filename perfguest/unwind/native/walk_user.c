@@ -39,6 +39,27 @@ enum pg_proof pg_user_call_ends(const struct pg_walk *walk, const struct pg_mapp
 	return pg_call_ends(code.at, PG_MAX_CALL) ? PG_CALL : PG_NO_CALL;
 }
 
+/*
+ * Code without a description that has pushed nothing: system calls that make a
+ * thread (clone3), .init and .fini, thunks. Only what is proven to follow a
+ * call is taken.
+ */
+static bool step_by_return(struct pg_walk *walk)
+{
+	struct pg_machine *m = &walk->machine;
+	const struct pg_mapping *mapping;
+	uint64_t word;
+
+	if (!pg_load64(m, m->regs[PG_RSP], &word))
+		return false;
+	mapping = pg_find_code(walk, word);
+	if (!mapping || pg_user_call_ends(walk, mapping, word) != PG_CALL)
+		return false;
+	pg_set(m, PG_RIP, word);
+	pg_set(m, PG_RSP, m->regs[PG_RSP] + 8);
+	return true;
+}
+
 static bool step_by_frame_pointer(struct pg_walk *walk)
 {
 	struct pg_machine *m = &walk->machine;
@@ -101,35 +122,62 @@ static enum pg_end find_rule(const struct pg_walk *walk, uint64_t address, struc
 	return place->rule->end;
 }
 
-static bool wants_frame_pointer(enum pg_end end)
+/* 0 if there is no way on, else an enum pg_how. */
+static uint8_t step_without_rule(struct pg_walk *walk, enum pg_end end, bool leaf)
 {
-	return end == PG_END_NO_TABLE || end == PG_END_NO_RULE;
+	uint8_t how = 0;
+
+	if (end != PG_END_NO_TABLE && end != PG_END_NO_RULE)
+		how = 0;
+	else if (leaf && step_by_return(walk))
+		how = PG_HOW_RETURN;
+	else if (step_by_frame_pointer(walk))
+		how = PG_HOW_FP;
+	return how;
+}
+
+/*
+ * In a system call the program stands behind its syscall instruction, and where
+ * that is a function's last one (signal handlers' return), behind the function.
+ */
+static enum pg_end find_leaf_rule(const struct pg_walk *walk, uint64_t address, struct place *place)
+{
+	enum pg_end end = find_rule(walk, address, place);
+
+	if (end == PG_END_NO_RULE && walk->sample->mode == PG_MODE_KERNEL)
+		end = find_rule(walk, address - 1, place);
+	return end;
 }
 
 enum pg_end pg_walk_user(struct pg_walk *walk)
 {
 	struct pg_machine *m = &walk->machine;
 	uint8_t how = PG_HOW_REGISTER;
-	bool exact = true;
+	bool exact = true, leaf = true;
 	uint16_t cs;
 
 	if (!pg_emit(walk, m->regs[PG_RIP], how | PG_FRAME_USER))
 		return PG_END_DEPTH;
 	if (walk->compat)
 		return PG_END_COMPAT;
-	for (;;) {
+	for (;; leaf = false) {
 		uint64_t sp = m->regs[PG_RSP];
 		struct place place;
-		enum pg_end end = find_rule(walk, m->regs[PG_RIP] - !exact, &place);
+		enum pg_end end;
 
+		if (leaf)
+			end = find_leaf_rule(walk, m->regs[PG_RIP], &place);
+		else
+			end = find_rule(walk, m->regs[PG_RIP] - !exact, &place);
 		if (!end) {
 			end = pg_step(m, place.rule, &place.source, &cs);
 			exact = place.rule->exact;
 			how = PG_HOW_CFI;
-		} else if (wants_frame_pointer(end) && step_by_frame_pointer(walk)) {
-			end = 0;
+		} else {
+			how = step_without_rule(walk, end, leaf);
+			if (how)
+				end = 0;
 			exact = false;
-			how = PG_HOW_FP;
 		}
 		if (!end)
 			end = pg_check_progress(m, sp);
