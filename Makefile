@@ -12,7 +12,7 @@ help:
 	@echo "make test        lint, types and all tests, the lab's too"
 	@echo "make test-quick  the same without the lab"
 	@echo "make storm       load, sample and unload the module fifty times in the lab"
-	@echo "make guests      what is read out of guests' memory, with the kernels GUEST_KERNELS=VMLINUZ:VMLINUZ..."
+	@echo "make guests      what is read out of the memory of guests of five kernels, in a table; GUEST_KERNELS=VMLINUZ:VMLINUZ... for others"
 	@echo "make lint        ruff and mypy"
 	@echo "make module      build the kernel module for KDIR=$(KDIR)"
 	@echo "make proto       generate perfguest/proto from proto/"
@@ -28,8 +28,9 @@ demo: module
 	@echo "In demo/: perfguest.data (the recording), guest.pb.gz (go tool pprof -http=: demo/guest.pb.gz),"
 	@echo "guest.trace.json (ui.perfetto.dev), guest.folded and guest.script (flame graphs)."
 
+# Guests of the oldest kernel, of 6.1 and of the newest, which are fetched at first use.
 test: lint
-	$(PYTHON) -m pytest -m "not storm"
+	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -m "not storm"
 
 # Not part of `make test`: see "Known" in README.md.
 storm:
@@ -40,7 +41,8 @@ test-quick: lint
 
 # Each image wants its modules beside it, as dpkg -x of a linux-image package leaves them.
 guests:
-	PERFGUEST_GUEST_KERNELS="$(GUEST_KERNELS)" $(PYTHON) -m pytest -v tests/guest
+	kernels="$(GUEST_KERNELS)" && kernels="$${kernels:-$$($(PYTHON) -m tests.guest_kernels)}" && [ -n "$$kernels" ] && \
+		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/guest/test_kernel.py tests/guest/test_processes.py
 
 lint:
 	$(PYTHON) -m ruff check .
