@@ -12,8 +12,8 @@ help:
 	@echo "make test        lint, types and all tests, the lab's too"
 	@echo "make test-quick  the same without the lab"
 	@echo "make storm       load, sample and unload the module fifty times in the lab"
-	@echo "make guests      what is read out of guests' memory, with the kernels GUEST_KERNELS=VMLINUZ:VMLINUZ..."
-	@echo "make stacks      whole stacks of guests against known ones, with the kernels GUEST_KERNELS=VMLINUZ:VMLINUZ..."
+	@echo "make guests      what is read out of the memory of guests of five kernels, in a table; GUEST_KERNELS=VMLINUZ:VMLINUZ... for others"
+	@echo "make stacks      whole stacks of guests of three kernels against known ones; GUEST_KERNELS=VMLINUZ:VMLINUZ... for others"
 	@echo "make lint        ruff and mypy"
 	@echo "make native      build the unwinder in C, in place"
 	@echo "make module      build the kernel module for KDIR=$(KDIR)"
@@ -30,8 +30,9 @@ demo: module native
 	@echo "In demo/: perfguest.data (the recording), guest.pb.gz (go tool pprof -http=: demo/guest.pb.gz),"
 	@echo "guest.trace.json (ui.perfetto.dev), guest.folded and guest.script (flame graphs)."
 
+# Guests of the oldest kernel, of 6.1 and of the newest, which are fetched at first use.
 test: lint
-	$(PYTHON) -m pytest -m "not storm"
+	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -m "not storm"
 
 # Not part of `make test`: see "Known" in README.md.
 storm:
@@ -42,11 +43,13 @@ test-quick: lint
 
 # Each image wants its modules beside it, as dpkg -x of a linux-image package leaves them.
 guests: native
-	PERFGUEST_GUEST_KERNELS="$(GUEST_KERNELS)" $(PYTHON) -m pytest -v tests/guest
+	kernels="$(GUEST_KERNELS)" && kernels="$${kernels:-$$($(PYTHON) -m tests.guest_kernels)}" && [ -n "$$kernels" ] && \
+		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/guest/test_kernel.py tests/guest/test_processes.py
 
 # Also part of `make test`, there with the kernel in /boot alone.
 stacks: native
-	PERFGUEST_GUEST_KERNELS="$(GUEST_KERNELS)" $(PYTHON) -m pytest -v tests/unwind
+	kernels="$(GUEST_KERNELS)" && kernels="$${kernels:-$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3)}" && [ -n "$$kernels" ] && \
+		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/unwind
 
 lint: native
 	$(PYTHON) -m ruff check .

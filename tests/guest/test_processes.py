@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +13,13 @@ import pytest
 
 from perfguest.guest import mappings, processes
 from perfguest.guest.binaries import FileHandle, read_binary
-from perfguest.guest.kernel import GuestUnreadable, LiveKernel, open_kernel
+from perfguest.guest.kernel import GuestUnreadable, LiveKernel
 from perfguest.guest.notes import build_id
 from perfguest.proto import guest_pb2
-from tests.guest.emulated import KERNELS, EmulatedGuest
+from tests.guest.conftest import Booted, Opened
+from tests.guest.emulated import EmulatedGuest
+from tests.guest.matrix import Findings
 
-_MODES = ("maps", "many", "perf_map", "title", "threads", "group", "inside", "script")
-# QEMU 7.2 gives wrong flags after cmpxchg16b now and then, which newer kernels do not survive.
-_CPU = "max,la57=off,cx16=off"
 # In the guest: everything that its /proc says of each process, one after the other.
 _ALL = (
     "for p in /proc/[0-9]*; do echo PROCESS ${p#/proc/}; cat $p/stat; echo COMM; cat $p/comm; echo STATUS; cat $p/status; echo CGROUP; cat $p/cgroup;"
@@ -50,55 +48,9 @@ class Running:
     pids: dict[str, int]
 
 
-@pytest.fixture(scope="module")
-def puzzle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("puzzle") / "puzzle"
-    source = Path(__file__).with_name("processes_puzzle.c")
-    subprocess.run(["gcc", "-O1", "-pthread", "-Wl,--build-id", "-o", program, source], check=True)
-    return program
-
-
-@pytest.fixture(scope="module", params=KERNELS, ids=lambda path: Path(path).name)
-def running(request: pytest.FixtureRequest, puzzle: Path) -> Iterator[Running]:
-    files = _with_libraries({"/usr/bin/puzzle": puzzle, "/usr/bin/perl": Path("/usr/bin/perl")})
-    files |= {f"/image{path}": file for path, file in files.items()} | {"/image/tmp/.keep": (0o644, b""), "/cgroups/.keep": (0o644, b"")}
-    with EmulatedGuest(request.param, files=files, modules=_overlay(request.param), cpu=_CPU) as guest:
-        guest.run("mkdir -p /merged /layers; mount -t tmpfs layers /layers; mkdir /layers/upper /layers/work; mount -t cgroup2 cgroups /cgroups")
-        guest.run("mkdir -p /cgroups/machine.slice/unit; echo kept >/tmp/plain")
-        for mode in ("maps", "many", "perf_map", "title", "threads"):
-            guest.run(f"/usr/bin/puzzle {mode} /tmp/ready.{mode} &")
-        guest.run("(echo 0 >/cgroups/machine.slice/unit/cgroup.procs; exec /usr/bin/puzzle group /tmp/ready.group) &")
-        overlay = "mount -t overlay -o lowerdir=/image,upperdir=/layers/upper,workdir=/layers/work overlay /merged"
-        guest.run(overlay if _overlay(request.param) else "mount --bind /image /merged")
-        guest.run("unshare -p -f chroot /merged /usr/bin/puzzle perf_map /tmp/ready.inside &")
-        guest.run('/usr/bin/perl -e \'open my $f, ">", "/tmp/ready.script"; close $f; sleep\' a b &')
-        for mode in _MODES:
-            path = "/merged/tmp/ready.inside" if mode == "inside" else f"/tmp/ready.{mode}"
-            guest.run(f"i=0; until [ -e {path} ] || [ $i = 300 ]; do i=$((i+1)); usleep 100000; done; [ -e {path} ]")
-        yield Running(guest, open_kernel(guest.memory(), guest.hints()), files, _pids(guest))
-
-
-def _overlay(kernel: str) -> tuple[str, ...]:
-    release = Path(kernel).name.removeprefix("vmlinuz-")
-    root = Path(kernel).resolve().parent.parent
-    trees = (Path("/lib/modules"), root / "lib/modules", root / "usr/lib/modules")
-    return ("overlay",) if any((tree / release / "modules.dep").exists() for tree in trees) else ()
-
-
-def _pids(guest: EmulatedGuest) -> dict[str, int]:
-    names = {"perl": "script", "odd \x1b[1m na:": "title", **{mode: mode for mode in _MODES}}
-    lines = guest.run("for p in /proc/[0-9]*; do echo ${p#/proc/} $(cat $p/comm); done 2>/dev/null", status=None).decode().splitlines()
-    found = {names[name]: int(pid) for pid, _, name in (line.partition(" ") for line in lines) if name in names}
-    assert set(found) == set(_MODES)
-    return found
-
-
-def _with_libraries(programs: dict[str, Path]) -> dict[str, tuple[int, bytes]]:
-    files = {path: (0o755, source.read_bytes()) for path, source in programs.items()}
-    for source in programs.values():
-        listing = subprocess.run(["ldd", source], check=True, capture_output=True, text=True).stdout
-        files |= {path: (0o755, Path(path).read_bytes()) for path in re.findall(r"(/\S+) \(0x", listing)}
-    return files
+@pytest.fixture(scope="session")
+def running(booted: Booted, opened: Opened) -> Running:
+    return Running(booted.guest, opened.kernel, booted.files, booted.pids)
 
 
 def _told(guest: EmulatedGuest) -> dict[int, Told]:
@@ -129,7 +81,7 @@ def _key_of(process: guest_pb2.Process, path: bytes) -> str:
     return next(m.binary for m in process.mappings if m.path == path and m.executable)
 
 
-def test_all_processes_are_as_the_guests_proc_has_them(running: Running) -> None:
+def test_all_processes_are_as_the_guests_proc_has_them(running: Running, findings: Findings) -> None:
     before = _told(running.guest)
     read = {process.tgid: process for process in processes.read_all_processes(running.kernel)}
     after = _told(running.guest)
@@ -149,6 +101,8 @@ def test_all_processes_are_as_the_guests_proc_has_them(running: Running) -> None
             assert (told.command, told.maps, process.command) == (b"", [], b"/usr/bin/puzzle")
         else:
             assert (process.command, _maps(process)) == (told.command, maps)
+    count = sum(len(before[tgid].maps) for tgid in steady)
+    findings.note(running.kernel.release, processes=str(len(steady)), mappings=f"{count:,}")
 
 
 def test_names_that_the_puzzle_makes(running: Running) -> None:
@@ -226,11 +180,11 @@ def test_perf_map_through_the_process_own_root(running: Running, mode: str) -> N
     assert process.message.perf_map == text.removesuffix(b"no end of li")
 
 
-def test_pages_of_binaries_are_those_of_the_files(running: Running) -> None:
+def test_pages_of_binaries_are_those_of_the_files(running: Running, findings: Findings) -> None:
     process = processes.read_process(running.kernel, running.pids["script"])
     assert process is not None
     handles = processes.files(process)
-    compared = 0
+    compared = pages = 0
     for handle in handles.values():
         binary = read_binary(running.kernel, handle, 64 << 20)
         if handle.path == b"[vdso]":
@@ -243,21 +197,29 @@ def test_pages_of_binaries_are_those_of_the_files(running: Running) -> None:
         assert [run.address for run in binary.pages] == [0]
         assert binary.pages[0].data == content
         compared += 1
+        pages += -(-len(content) // 4096)
     assert compared >= 4
+    findings.note(running.kernel.release, pages=f"{pages:,}")
 
 
 def test_pages_of_large_folios(running: Running) -> None:
     # Kernels switch them off in guests as small as this one.
-    running.guest.run("echo always >/sys/kernel/mm/transparent_hugepage/enabled")
+    running.guest.run("cd /sys/kernel/mm/transparent_hugepage; echo always >enabled; echo always >defrag")
+    before = _huge_files(running.guest)
     running.guest.run("mkdir /huge; mount -t tmpfs -o huge=always huge /huge; cp /usr/bin/perl /huge/large; (exec /huge/large -e sleep) & echo $! >/tmp/large")
     pid = int(running.guest.run("cat /tmp/large"))
     running.guest.run(f"until grep -q /huge/large /proc/{pid}/maps; do usleep 10000; done")
-    assert int(running.guest.run("grep ShmemHugePages /proc/meminfo").split()[1]) >= 2048
+    assert _huge_files(running.guest) > before
     process = processes.read_process(running.kernel, pid)
     assert process is not None
     (key,) = {mapping.binary for mapping in process.mappings if mapping.path == b"/huge/large"}
     binary = read_binary(running.kernel, processes.files(process)[key], 64 << 20)
     assert [(run.address, run.data) for run in binary.pages] == [(0, running.files["/usr/bin/perl"][1])]
+
+
+def _huge_files(guest: EmulatedGuest) -> int:
+    """How often a huge page was given to a file. Not ShmemHugePages: a CPU adds its own to that now and then only."""
+    return int(guest.run("grep -w thp_file_alloc /proc/vmstat").split()[1])
 
 
 def test_holes_are_left_out(running: Running) -> None:

@@ -42,3 +42,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     work = tmp_path_factory.mktemp("lab")
     with Lab(LabOptions(cwd=work, pin_guest=0), report=print) as lab:
         yield Host(lab, work)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A lab without guests. Modules that use it have names before those that use ``host``, whose guest would take the machine from theirs."""
+    subprocess.run(["make", "module"], cwd=REPOSITORY, check=True)
+    work = tmp_path_factory.mktemp("bare")
+    with Lab(LabOptions(cwd=work, guests=0), report=print) as lab:
+        yield Host(lab, work)

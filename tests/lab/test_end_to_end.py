@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from perfguest.capture.debugfs import LOST_REASONS, parse_stats
 from perfguest.convert import ConvertOptions, load_profile
@@ -24,6 +25,7 @@ from perfguest.merge import Side, pair
 from perfguest.profile import Mode, Profile
 from perfguest.symbols.guest import GuestSymbolOptions
 from tests.lab.conftest import Host
+from tests.lab.names import frames_of, kernel_functions, program_functions
 
 pytestmark = pytest.mark.lab
 
@@ -185,6 +187,25 @@ def test_threads_and_programs_come_out_of_the_guests_memory(recorded: Recorded, 
     assert mine.sum() > 100 and whole >= 0.99 * mine.sum()
 
 
+def test_functions_of_programs_are_named_as_nm_has_them(host: Host, unaided: Profile) -> None:
+    """With nothing given, from when the guest's kernel was known: all addresses in the guest's one program, which is not position-independent."""
+    program = host.lab.guest_root / "bin/workload"
+    with program.open("rb") as file:
+        code = [(part["p_vaddr"], part["p_vaddr"] + part["p_memsz"]) for part in ELFFile(file).iter_segments("PT_LOAD") if part["p_flags"] & 1]
+    functions = program_functions(program)
+    user = unaided.samples.mode == Mode.GUEST_USER
+    known = np.cumsum(unaided.samples.guest_tid >= 0) > 0
+    for rows, what in ((user, "from the first sample on"), (user & known, "from when the kernel was known")):
+        frames, returns = frames_of(unaided, np.flatnonzero(rows), Mode.GUEST_USER)
+        address = unaided.frames.address[frames]
+        inside = np.any([(address >= start) & (address < end) for start, end in code], axis=0)
+        right, wrong = functions.compare(unaided, frames[inside], returns[inside])
+        print(f"{what}: {inside.sum()} guest user frames in its file, {right} ({right / inside.sum():.3%}) named as nm has them, otherwise {dict(wrong)}")
+    assert inside.sum() > 200
+    assert not wrong
+    assert right >= 0.99 * inside.sum()
+
+
 def user_chain(profile: Profile, stack: int, root: str) -> tuple[str, ...]:
     """The guest user functions of a stack, from the leaf up to ``root``, or all that there are."""
     frames = profile.stacks.of(stack)
@@ -211,19 +232,16 @@ def test_guest_kernel_names_are_the_guests(recorded: Recorded, profile: Profile)
 
 
 def check_kernel_names(kallsyms: Path, profile: Profile) -> None:
-    """All guest kernel IPs have the name that a lookup in the guest's own kallsyms gives; nearly all lie in known functions."""
+    """Of the guest kernel's frames 99.9% have the name that a lookup in the guest's own kallsyms gives, and none has another."""
     text = kallsyms.read_bytes()
     lines = [line.split() for line in (gzip.decompress(text) if text[:2] == b"\x1f\x8b" else text).decode().splitlines()]
-    functions = sorted((int(words[0], 16), words[2]) for words in lines if words[1] in "tTwW")
-    starts = np.array([address for address, _ in functions], np.uint64)
-    kernel = np.flatnonzero(profile.samples.mode == Mode.GUEST_KERNEL)
-    leaves = profile.stacks.frames[profile.stacks.start[profile.samples.stack[kernel]]]
-    named = profile.frames.symbol[leaves] >= 0
-    assert len(kernel) > 200 and named.mean() >= 0.99
-    for leaf in np.unique(leaves[named]).tolist():
-        start = starts[np.searchsorted(starts, profile.frames.address[leaf], "right") - 1]
-        aliases = {name for address, name in functions if address == int(start)}
-        assert profile.strings[profile.frames.symbol[leaf]] in aliases
+    functions = kernel_functions((int(words[0], 16), words[1], words[2]) for words in lines)
+    frames, returns = frames_of(profile, np.flatnonzero(profile.samples.mode == Mode.GUEST_KERNEL), Mode.GUEST_KERNEL)
+    right, wrong = functions.compare(profile, frames, returns)
+    print(f"{len(frames)} guest kernel frames, {right} ({right / len(frames):.3%}) named as the guest's kallsyms has them, {dict(wrong)} otherwise")
+    assert len(frames) > 200
+    assert not wrong
+    assert right >= 0.999 * len(frames)
 
 
 def test_stacks_lead_from_the_vm_into_the_guest(profile: Profile) -> None:

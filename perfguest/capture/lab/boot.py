@@ -22,6 +22,11 @@ INSIDE = "/run/perfguest-lab"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # These name things of the caller's session that do not exist inside.
 _NOT_PASSED = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "OLDPWD")
+# The emulator gives wrong flags after cmpxchg16b now and then.
+_GUEST_CPU = "host,cx16=off"
+# noxsave: the emulator does not show XSETBV to KVM, which tells the guest a wrong size of XSAVE's area then. Older kernels do without it at that, newer ones
+# do not survive it.
+_GUEST_OPTIONS = "console=ttyS0 panic=-1 pci=noearly rdinit=/init noxsave"
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def prepare(options: LabOptions, directory: Path) -> Boot:
     settings = {"release": kernel.release, "kernel_modules": str(kernel.modules)}
     guests = [
         {
-            "argv": guest_argv(options, number, guest_kernel.image, guest.initrd),
+            "argv": guest_argv(options, guest_name(number), guest_directory(number), guest_kernel.image, guest.initrd),
             "directory": guest_directory(number),
             "stall": options.stall,
         }
@@ -59,14 +64,14 @@ def guest_directory(number: int) -> str:
     return f"{INSIDE}/guest{guest_name(number).removeprefix('lab')}"
 
 
-def guest_argv(options: LabOptions, number: int, kernel: Path, initrd: Path) -> list[str]:
-    """The command line of a guest's VMM, as it runs inside the lab's host."""
+def guest_argv(options: LabOptions, name: str, directory: str, kernel: Path, initrd: Path) -> list[str]:
+    """The command line of a guest's VMM, as it runs inside the lab's host. ``directory``: gets the guest's kallsyms."""
     pin = [] if options.pin_guest is None else ["taskset", "-c", str(options.pin_guest)]
-    argv = [*pin, find_qemu(), "-name", f"guest={guest_name(number)},debug-threads=on", "-machine", "microvm,accel=kvm,rtc=on", "-cpu", "host", "-smp", "1"]
+    argv = [*pin, find_qemu(), "-name", f"guest={name},debug-threads=on", "-machine", "microvm,accel=kvm,rtc=on", "-cpu", _GUEST_CPU, "-smp", "1"]
     argv += ["-m", f"{options.guest_memory}M", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    argv += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", "console=ttyS0 panic=-1 pci=noearly rdinit=/init"]
+    argv += ["-kernel", str(kernel), "-initrd", str(initrd), "-append", _GUEST_OPTIONS]
     argv += ["-serial", "stdio", "-device", "virtio-serial-device"]
-    argv += ["-chardev", f"file,id=kallsyms,path={guest_directory(number)}/kallsyms.raw"]
+    argv += ["-chardev", f"file,id=kallsyms,path={directory}/kallsyms.raw"]
     return [*argv, "-device", "virtserialport,chardev=kallsyms,name=perfguest.kallsyms"]
 
 
