@@ -43,12 +43,12 @@ def unaided(host: Host) -> GuestStream:
 
 
 @pytest.fixture(scope="session")
-def told(host: Host) -> GuestStream:
-    """The module knows where the guest keeps its tasks, from some time on."""
-    return stream_of(recorded(host, "copies-told", "--guest-memory", "kernel", "--guest-wait", "300"))
+def by_default(host: Host) -> GuestStream:
+    """With user stacks as long as they are unless asked for, while the kernel is read out of the guest's memory."""
+    return stream_of(recorded(host, "copies-default", "--guest-memory", "kernel", "--guest-wait", "300"))
 
 
-@pytest.fixture(params=["unaided", "told"])
+@pytest.fixture(params=["unaided", "by_default"])
 def stream(request: pytest.FixtureRequest) -> GuestStream:
     found: GuestStream = request.getfixturevalue(request.param)
     return found
