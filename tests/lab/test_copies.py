@@ -43,12 +43,12 @@ def unaided(host: Host) -> GuestStream:
 
 
 @pytest.fixture(scope="session")
-def told(host: Host) -> GuestStream:
-    """The module knows where the guest keeps its tasks, from some time on."""
-    return stream_of(recorded(host, "copies-told", "--guest-memory", "kernel", "--guest-wait", "300"))
+def by_default(host: Host) -> GuestStream:
+    """With user stacks as long as they are unless asked for, while the kernel is read out of the guest's memory."""
+    return stream_of(recorded(host, "copies-default", "--guest-memory", "kernel", "--guest-wait", "300"))
 
 
-@pytest.fixture(params=["unaided", "told"])
+@pytest.fixture(params=["unaided", "by_default"])
 def stream(request: pytest.FixtureRequest) -> GuestStream:
     found: GuestStream = request.getfixturevalue(request.param)
     return found
@@ -121,7 +121,7 @@ def test_user_stacks(stream: GuestStream) -> None:
     assert samples[mine].tolist() == np.flatnonzero(has_user).tolist()
     assert (copies.address[mine] == registers[samples[mine], RSP] - np.uint64(RED_ZONE)).all()
     assert (copies.end[mine][full] == guest_stream.END_FULL).all() and np.isin(copies.end[mine][~full], ENDED_BY_THE_GUEST).all()
-    assert full.mean() > 0.2 and len(users.row) > 0.5 * (~is_user(stream)).sum()
+    assert full.any() and len(users.row) > 0.5 * (~is_user(stream)).sum()
 
 
 def test_copies_hold_what_the_frame_pointers_lead_through(stream: GuestStream) -> None:
