@@ -362,6 +362,7 @@ static const struct file_operations pg_tasks_fops = {
 static int pg_stats_show(struct seq_file *seq, void *unused)
 {
 	struct pg_counts counts;
+	struct pg_cost cost;
 	int cpu;
 
 	mutex_lock(&pg_session_lock);
@@ -372,11 +373,13 @@ static int pg_stats_show(struct seq_file *seq, void *unused)
 	seq_printf(seq, "missed %llu\n", pg_trigger_missed());
 	for_each_possible_cpu(cpu) {
 		pg_stream_counts(cpu, &counts);
+		pg_sample_cost(cpu, &cost);
 		seq_printf(seq,
-			   "cpu%d taken %llu written %llu full %llu nested %llu no_reader %llu no_vcpu %llu\n",
+			   "cpu%d taken %llu written %llu full %llu nested %llu no_reader %llu no_vcpu %llu",
 			   cpu, counts.taken, counts.written, counts.lost[PG_LOST_FULL],
 			   counts.lost[PG_LOST_NESTED], counts.lost[PG_LOST_NO_READER],
 			   counts.lost[PG_LOST_NO_VCPU]);
+		seq_printf(seq, " ns %llu longest_ns %llu\n", cost.total, cost.longest);
 	}
 	mutex_unlock(&pg_session_lock);
 	return 0;

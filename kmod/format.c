@@ -62,6 +62,14 @@ static const struct pg_field pg_section_fields[] = {
 	{}
 };
 
+static const struct pg_field pg_user_regs_fields[] = {
+	PG_ARRAY(u64, pg_user_regs, regs, 16),
+	PG_FIELD(u64, pg_user_regs, ip),
+	PG_FIELD(u64, pg_user_regs, flags),
+	PG_FIELD(u64, pg_user_regs, cs),
+	{}
+};
+
 static const struct pg_field pg_vm_fields[] = {
 	PG_HEADER_FIELDS(pg_vm),
 	PG_FIELD(u32, pg_vm, vm_pid),
@@ -95,6 +103,7 @@ static const struct {
 } pg_structs[] = {
 	{ "sample", PG_RECORD_SAMPLE, sizeof(struct pg_sample), pg_sample_fields },
 	{ "section", 0, sizeof(struct pg_section), pg_section_fields },
+	{ "user_regs", 0, sizeof(struct pg_user_regs), pg_user_regs_fields },
 	{ "vm", PG_RECORD_VM, sizeof(struct pg_vm), pg_vm_fields },
 	{ "memslot", 0, sizeof(struct pg_memslot), pg_memslot_fields },
 	{ "lost", PG_RECORD_LOST, sizeof(struct pg_lost), pg_lost_fields },

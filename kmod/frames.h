@@ -3,15 +3,7 @@
 #ifndef PERFGUEST_FRAMES_H
 #define PERFGUEST_FRAMES_H
 
-#include "paging.h"
-
-/* The user's registers, as the guest kernel saved them at its entry. */
-struct pg_user_regs {
-	__u64 ip;
-	__u64 sp;
-	__u64 bp;
-	__u64 cs;	/* 0x33: 64-bit code, 0x23: 32-bit code */
-};
+#include "entry.h"
 
 struct pg_frames_in {
 	__u64 ip;
@@ -30,7 +22,5 @@ struct pg_frames_in {
 
 __u32 pg_frames_walk(struct pg_virt *virt, const struct pg_frames_in *in,
 		     __u64 *entries, __u32 max_entries, int *end);
-int pg_find_user_regs(struct pg_virt *virt, __u64 kernel_sp,
-		      struct pg_user_regs *out);
 
 #endif

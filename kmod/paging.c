@@ -240,36 +240,38 @@ int pg_translate(const struct pg_paging *paging, const struct pg_phys *phys,
  * @paging: copied
  * @phys: copied
  *
- * A page that was translated is kept, so @virt is for one sample: the guest
- * must not run between this and the last read.
+ * Pages that were translated are kept, so @virt is for one sample: the vCPU
+ * must not run between this and the last read. Others may run and change the
+ * tables; then what is read is of before or after, as the processor's own is.
  */
 void pg_virt_init(struct pg_virt *virt, const struct pg_paging *paging,
 		  const struct pg_phys *phys)
 {
+	__u32 i;
+
 	virt->paging = *paging;
 	virt->phys = *phys;
-	virt->page_gva = 0;
-	virt->page_gpa = 0;
-	virt->page_size = 0;
+	for (i = 0; i < PG_KEPT_PAGES; i++)
+		virt->kept[i].gva = 0;
 }
 
 /* Reads what lies within one 4 KiB page. */
 static int read_in_page(struct pg_virt *virt, __u64 gva, void *buf, __u32 len)
 {
-	/* Below the page, the difference wraps to a large one. */
-	if (gva - virt->page_gva >= virt->page_size) {
+	__u64 page = gva & ~(PG_PAGE_SIZE - 1);
+	struct pg_kept_page *kept = &virt->kept[(gva / PG_PAGE_SIZE) % PG_KEPT_PAGES];
+
+	if (kept->gva != page + 1) {
 		__u64 gpa, size;
 		int err;
 
-		err = pg_translate(&virt->paging, &virt->phys, gva, &gpa, &size);
+		err = pg_translate(&virt->paging, &virt->phys, page, &gpa, &size);
 		if (err)
 			return err;
-		virt->page_gva = gva & ~(size - 1);
-		virt->page_gpa = gpa & ~(size - 1);
-		virt->page_size = size;
+		kept->gva = page + 1;
+		kept->gpa = gpa;
 	}
-	return virt->phys.read(virt->phys.ctx,
-			       virt->page_gpa + (gva - virt->page_gva), buf, len);
+	return virt->phys.read(virt->phys.ctx, kept->gpa + (gva - page), buf, len);
 }
 
 /**

@@ -14,13 +14,19 @@ struct pg_paging {
 	__u8 maxphyaddr;	/* the guest's CPUID 0x80000008; 0: not known */
 };
 
-/* A guest's address space, with the page that was translated last. */
+#define PG_KEPT_PAGES	8
+
+/* A page of 4 KiB, or so much of a larger one. */
+struct pg_kept_page {
+	__u64 gva;	/* plus 1; 0: none yet */
+	__u64 gpa;
+};
+
+/* A guest's address space, with pages that were translated, each where its number says. */
 struct pg_virt {
 	struct pg_paging paging;
 	struct pg_phys phys;
-	__u64 page_gva;
-	__u64 page_gpa;
-	__u64 page_size;	/* 0: no page yet */
+	struct pg_kept_page kept[PG_KEPT_PAGES];
 };
 
 bool pg_is_canonical(const struct pg_paging *paging, __u64 gva);

@@ -86,9 +86,20 @@ enum pg_section_kind {
 	PG_SECTION_CHAIN_KERNEL = 1,	/* __u64[]: ip, then return addresses, leaf first */
 	PG_SECTION_CHAIN_USER = 2,
 	PG_SECTION_STACK_KERNEL = 3,	/* bytes from address upwards */
-	PG_SECTION_STACK_TASK = 4,	/* the task's stack, if the kernel's is another one */
+	PG_SECTION_STACK_TASK = 4,	/* the stack that was interrupted, if any, and if another one was by that, it */
 	PG_SECTION_STACK_USER = 5,	/* from 128 bytes below SP: the red zone */
+	PG_SECTION_USER_REGS = 6,	/* struct pg_user_regs of the program that the kernel ran for */
 };
+
+struct pg_user_regs {
+	__u64 regs[PG_NR_REGS];
+	__u64 ip;
+	__u64 flags;
+	__u64 cs;	/* PG_USER_CS or PG_USER32_CS */
+};
+
+#define PG_USER32_CS	0x23	/* 32-bit code */
+#define PG_USER_CS	0x33	/* 64-bit code */
 
 /* Why a chain or a copy ends where it does. */
 enum pg_end {
@@ -110,7 +121,7 @@ struct pg_section {
 	__u16 kind;	/* enum pg_section_kind */
 	__u16 end;	/* enum pg_end */
 	__u32 size;	/* bytes of payload, without padding */
-	__u64 address;	/* chains: SP; copies: guest address of the first byte */
+	__u64 address;	/* chains: SP; copies: guest address of the first byte; else 0 */
 };
 
 /* Written before a VM's first sample, and again when slots or LSTAR change. */

@@ -9,8 +9,11 @@
 #define PERFGUEST_PURE_H
 
 #include <linux/types.h>
-#ifndef __KERNEL__
+#ifdef __KERNEL__
+#include <linux/stddef.h>
+#else
 #include <stdbool.h>
+#include <stddef.h>
 #endif
 
 #define PG_PAGE_SIZE	4096ULL

@@ -3,19 +3,21 @@
 #include <linux/align.h>
 #include <linux/kvm_host.h>
 #include <linux/percpu.h>
+#include <linux/sched/clock.h>
 
 #include "perfguest.h"
 #include "compat.h"
 #include "frames.h"
 #include "guest_mem.h"
 #include "sample.h"
+#include "stacks.h"
 #include "stream.h"
 #include "task.h"
 #include "vcpu.h"
 #include "vms.h"
 
-/* THREAD_SIZE and IRQ_STACK_SIZE of x86-64 Linux guests; tasks' stacks are aligned to it. */
-#define PG_GUEST_STACK		SZ_16K
+/* As large as the stacks of a Linux kernel are. */
+#define PG_KERNEL_SPAN		SZ_16K
 /* User code keeps data that far below its stack pointer: System V ABI, 3.2.2. */
 #define PG_RED_ZONE		128
 /* How far apart the frames of one stack may lie where its size is not known. */
@@ -23,6 +25,7 @@
 
 static u32 pg_sample_room;
 static DEFINE_PER_CPU(bool, pg_taking);
+static DEFINE_PER_CPU(struct pg_cost, pg_costs);
 
 struct pg_builder {
 	struct pg_sample *sample;
@@ -30,9 +33,7 @@ struct pg_builder {
 	struct pg_guest_mem *mem;
 	const struct pg_vcpu_state *state;
 	u64 task_stack;		/* the lowest address of the running task's stack; 0: not known */
-	/* Of the guest's user program, also while its kernel runs for it. */
-	struct pg_user_regs user;
-	bool has_user;
+	struct pg_stacks stacks;
 };
 
 /* Nothing of a kind that was not asked for is ever written. */
@@ -46,9 +47,32 @@ u32 pg_sample_prepare(void)
 	u32 chain = pg_section_room(pg_settings.chain_depth * sizeof(u64));
 	u32 kernel = pg_section_room(pg_settings.kernel_stack);
 	u32 user = pg_section_room(pg_settings.user_stack);
+	u32 user_regs = user ? pg_section_room(sizeof(struct pg_user_regs)) : 0;
+	int cpu;
 
-	pg_sample_room = sizeof(struct pg_sample) + 2 * chain + 2 * kernel + user;
+	pg_sample_room = sizeof(struct pg_sample) + 2 * chain + PG_MAX_STACKS * kernel +
+			 user_regs + user;
+	for_each_possible_cpu(cpu)
+		*per_cpu_ptr(&pg_costs, cpu) = (struct pg_cost){};
 	return pg_sample_room;
+}
+
+void pg_sample_cost(int cpu, struct pg_cost *cost)
+{
+	const struct pg_cost *of_cpu = per_cpu_ptr(&pg_costs, cpu);
+
+	cost->total = READ_ONCE(of_cpu->total);
+	cost->longest = READ_ONCE(of_cpu->longest);
+}
+
+static void pg_count_cost(u64 begin)
+{
+	struct pg_cost *cost = this_cpu_ptr(&pg_costs);
+	u64 time = local_clock() - begin;
+
+	WRITE_ONCE(cost->total, cost->total + time);
+	if (time > cost->longest)
+		WRITE_ONCE(cost->longest, time);
 }
 
 static void *pg_payload(struct pg_builder *b)
@@ -73,18 +97,17 @@ static void pg_close_section(struct pg_builder *b, enum pg_section_kind kind,
 	b->sample->nr_sections++;
 }
 
-static void pg_add_chain(struct pg_builder *b, enum pg_section_kind kind,
-			 const struct pg_frames_in *in)
+static enum pg_end pg_add_chain(struct pg_builder *b, enum pg_section_kind kind,
+				const struct pg_frames_in *in)
 {
 	int end = PG_END_NONE;
 	u32 nr;
 
 	if (!pg_settings.chain_depth)
-		return;
+		return end;
 	nr = pg_frames_walk(&b->mem->virt, in, pg_payload(b), pg_settings.chain_depth, &end);
 	pg_close_section(b, kind, in->sp, nr * sizeof(u64), end);
-	if (end == PG_END_USER_ENTRY && in->user)
-		b->has_user = true;
+	return end;
 }
 
 static void pg_add_copy(struct pg_builder *b, enum pg_section_kind kind, u64 address, u32 size,
@@ -97,64 +120,19 @@ static void pg_add_copy(struct pg_builder *b, enum pg_section_kind kind, u64 add
 	pg_close_section(b, kind, address, got, got == size ? end_if_whole : end);
 }
 
-/* The rest of a task's stack. At the very top there is none: such a stack is empty. */
-static u64 pg_task_stack_top(u64 sp)
+static void pg_add_kernel_stacks(struct pg_builder *b)
 {
-	return ALIGN(sp, PG_GUEST_STACK);
-}
+	enum pg_section_kind kind = PG_SECTION_STACK_KERNEL;
+	u32 i;
 
-static void pg_add_kernel_copy(struct pg_builder *b, enum pg_section_kind kind, u64 sp, u64 top)
-{
-	u32 size = min_t(u64, top - sp, pg_settings.kernel_stack);
+	for (i = 0; i < b->stacks.nr && pg_settings.kernel_stack; i++) {
+		const struct pg_stack *stack = &b->stacks.stack[i];
+		u64 whole = stack->top - stack->sp;
 
-	if (size)
-		pg_add_copy(b, kind, sp, size, size == top - sp ? PG_END_STACK_TOP : PG_END_FULL);
-}
-
-/* Known for sure if the task is, else where a user program's registers are on top. */
-static bool pg_on_task_stack(struct pg_builder *b, u64 sp)
-{
-	if (b->task_stack)
-		return sp - b->task_stack < PG_GUEST_STACK;
-	return !pg_find_user_regs(&b->mem->virt, sp, &b->user);
-}
-
-/*
- * Linux keeps the stack pointer of the interrupted stack in the topmost word of
- * its interrupt stack (arch/x86/include/asm/irq_stack.h), which is mapped page
- * by page, so its top is at one of the next page borders. Returns that pointer
- * and the top, or 0 if sp does not seem to be on such a stack.
- */
-static u64 pg_interrupted_sp(struct pg_builder *b, u64 sp, u64 *top)
-{
-	u64 end, word;
-
-	for (end = ALIGN(sp + 1, PAGE_SIZE); end - sp <= PG_GUEST_STACK; end += PAGE_SIZE) {
-		if (pg_read_virt(&b->mem->virt, end - sizeof(word), &word, sizeof(word)))
-			return 0;
-		/* Not a pointer to what is near: that is a frame or a variable of this stack. */
-		if (word >> 63 && !(word & 7) && word - (sp - PG_GUEST_STACK) > 2 * PG_GUEST_STACK &&
-		    pg_on_task_stack(b, word)) {
-			*top = end;
-			return word;
-		}
+		pg_add_copy(b, kind, stack->sp, min_t(u64, whole, pg_settings.kernel_stack),
+			    whole <= pg_settings.kernel_stack ? PG_END_STACK_TOP : PG_END_FULL);
+		kind = PG_SECTION_STACK_TASK;
 	}
-	return 0;
-}
-
-static void pg_add_kernel_stacks(struct pg_builder *b, u64 sp)
-{
-	u64 top = pg_task_stack_top(sp), task_sp = 0;
-
-	if (!b->has_user)
-		b->has_user = !pg_find_user_regs(&b->mem->virt, sp, &b->user);
-	if (!b->has_user) {
-		task_sp = pg_interrupted_sp(b, sp, &top);
-		b->has_user = task_sp && !pg_find_user_regs(&b->mem->virt, task_sp, &b->user);
-	}
-	pg_add_kernel_copy(b, PG_SECTION_STACK_KERNEL, sp, top);
-	if (task_sp)
-		pg_add_kernel_copy(b, PG_SECTION_STACK_TASK, task_sp, pg_task_stack_top(task_sp));
 }
 
 /*
@@ -163,73 +141,94 @@ static void pg_add_kernel_stacks(struct pg_builder *b, u64 sp)
  */
 static u64 pg_kernel_span(const struct pg_vcpu_state *state)
 {
-	return state->lstar >> 63 ? PG_GUEST_STACK : PG_MAX_SPAN;
+	return state->lstar >> 63 ? PG_KERNEL_SPAN : PG_MAX_SPAN;
 }
 
 static void pg_add_kernel(struct pg_builder *b)
 {
 	const struct pg_vcpu_state *state = b->state;
-	u64 sp = state->regs[PG_RSP];
-	const struct pg_frames_in in = {
+	struct pg_user_regs user;
+	const struct pg_frames_in chain = {
 		.ip = state->ip,
-		.sp = sp,
+		.sp = state->regs[PG_RSP],
 		.bp = state->regs[PG_RBP],
 		.code64 = state->flags & PG_SAMPLE_CODE64,
 		.kernel = true,
 		.max_span = pg_kernel_span(state),
-		.user = &b->user,
+		.user = &user,
+	};
+	const struct pg_stacks_in stacks = {
+		.regs = state->regs,
+		.ip = state->ip,
+		.lstar = state->lstar,
+		.tss = state->tss,
+		.task_stack = b->task_stack,
 	};
 
-	pg_add_chain(b, PG_SECTION_CHAIN_KERNEL, &in);
-	/* At the first instructions of a system call the stack is still the user's. */
-	if (in.code64 && sp >> 63)
-		pg_add_kernel_stacks(b, sp);
+	if (chain.code64)
+		pg_find_stacks(&b->mem->virt, &stacks, &b->stacks);
+	if (pg_add_chain(b, PG_SECTION_CHAIN_KERNEL, &chain) == PG_END_USER_ENTRY &&
+	    !b->stacks.has_user) {
+		b->stacks.user = user;
+		b->stacks.has_user = true;
+	}
+	pg_add_kernel_stacks(b);
 }
 
 /*
- * Where the copy of the user's stack begins. The red zone may reach into a page
- * that was never touched: then it is at the border.
+ * Below the stack pointer, as far as there is anything: the red zone may reach
+ * into a page that was never touched. Of 32-bit code, half of the register.
  */
-static u64 pg_user_stack_start(struct pg_builder *b)
+static u64 pg_user_copy_begin(struct pg_builder *b, const struct pg_frames_in *in)
 {
-	u64 start = b->user.sp - PG_RED_ZONE;
+	u64 sp = in->code64 ? in->sp : (u32)in->sp;
+	u64 begin = sp - min_t(u64, sp, PG_RED_ZONE);
 	u8 byte;
 
-	if (!pg_read_virt(&b->mem->virt, start, &byte, sizeof(byte)))
-		return start;
-	return max_t(u64, start, ALIGN_DOWN(b->user.sp, PAGE_SIZE));
+	if (!pg_read_virt(&b->mem->virt, begin, &byte, sizeof(byte)))
+		return begin;
+	return max_t(u64, begin, ALIGN_DOWN(sp, PAGE_SIZE));
+}
+
+static void pg_add_user_regs(struct pg_builder *b)
+{
+	*(struct pg_user_regs *)pg_payload(b) = b->stacks.user;
+	pg_close_section(b, PG_SECTION_USER_REGS, 0, sizeof(b->stacks.user), PG_END_NONE);
 }
 
 static void pg_add_user(struct pg_builder *b)
 {
+	const struct pg_user_regs *user = &b->stacks.user;
 	const struct pg_frames_in in = {
-		.ip = b->user.ip,
-		.sp = b->user.sp,
-		.bp = b->user.bp,
-		.code64 = b->user.cs == 0x33,
+		.ip = user->ip,
+		.sp = user->regs[PG_RSP],
+		.bp = user->regs[PG_RBP],
+		.code64 = user->cs == PG_USER_CS,
 		.max_span = PG_MAX_SPAN,
 	};
 
 	pg_add_chain(b, PG_SECTION_CHAIN_USER, &in);
 	if (pg_settings.user_stack)
-		pg_add_copy(b, PG_SECTION_STACK_USER, pg_user_stack_start(b),
+		pg_add_copy(b, PG_SECTION_STACK_USER, pg_user_copy_begin(b, &in),
 			    pg_settings.user_stack, PG_END_FULL);
 }
 
 static void pg_add_guest(struct pg_builder *b)
 {
 	const struct pg_vcpu_state *state = b->state;
+	struct pg_user_regs *user = &b->stacks.user;
 
 	if (!(state->flags & PG_SAMPLE_USER)) {
 		pg_add_kernel(b);
+		if (b->stacks.has_user && pg_settings.user_stack)
+			pg_add_user_regs(b);
 	} else {
-		b->user.ip = state->ip;
-		b->user.sp = state->regs[PG_RSP];
-		b->user.bp = state->regs[PG_RBP];
-		b->user.cs = state->flags & PG_SAMPLE_CODE64 ? 0x33 : 0x23;
-		b->has_user = true;
+		memcpy(user->regs, state->regs, sizeof(user->regs));
+		user->ip = state->ip;
+		user->cs = state->flags & PG_SAMPLE_CODE64 ? PG_USER_CS : PG_USER32_CS;
+		b->stacks.has_user = true;
 	}
-	if (b->has_user)
+	if (b->stacks.has_user)
 		pg_add_user(b);
 }
 
@@ -319,6 +318,8 @@ static void pg_take_stale(const struct pg_hit *hit)
 
 void pg_sample_take(const struct pg_hit *hit, bool deferred)
 {
+	u64 begin = local_clock();
+
 	/* A tracepoint that is hit by our own reading, say. */
 	if (__this_cpu_read(pg_taking)) {
 		pg_stream_count_lost(PG_LOST_NESTED);
@@ -329,5 +330,6 @@ void pg_sample_take(const struct pg_hit *hit, bool deferred)
 		pg_take_stale(hit);
 	else
 		pg_take(hit, deferred);
+	pg_count_cost(begin);
 	__this_cpu_write(pg_taking, false);
 }

@@ -19,6 +19,14 @@ struct pg_hit {
 /* For the settings of the session that begins. The most that one sample takes, in bytes. */
 u32 pg_sample_prepare(void);
 
+/* What the samples of a session took on one CPU, in nanoseconds. */
+struct pg_cost {
+	u64 total;
+	u64 longest;
+};
+
+void pg_sample_cost(int cpu, struct pg_cost *cost);
+
 /*
  * Takes the sample and writes it, or counts it as lost. On the CPU of the hit,
  * in the vCPU's thread, interrupts off, not in an NMI. With deferred, the hit

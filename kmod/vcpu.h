@@ -22,6 +22,7 @@ struct pg_vcpu_state {
 	u64 gs_base;
 	u64 kernel_gs_base;
 	u64 lstar;		/* 0: not readable */
+	u64 tss;		/* base of the task state segment; 0: not readable */
 	u8 maxphyaddr;
 };
 

@@ -57,6 +57,7 @@ void pg_svm_read(struct kvm_vcpu *vcpu, struct pg_vcpu_state *state)
 	state->gs_base = vmcb->save.gs.base;
 	state->kernel_gs_base = vmcb->save.kernel_gs_base;
 	state->lstar = vmcb->save.lstar;
+	state->tss = vmcb->save.tr.base;
 	if (vmcb->save.cpl)
 		state->flags |= PG_SAMPLE_USER;
 	cs = vmcb->save.cs.attrib;

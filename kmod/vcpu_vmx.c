@@ -101,6 +101,8 @@ void pg_vmx_read(struct kvm_vcpu *vcpu, struct pg_vcpu_state *state)
 
 	if (pg_vmread(GUEST_GS_BASE, &state->gs_base))
 		state->flags |= PG_SAMPLE_GS;
+	if (!pg_vmread(GUEST_TR_BASE, &state->tss))
+		state->tss = 0;
 	/* KVM leaves these in the CPU until the thread returns to user space or sleeps. */
 	if (!pg_rdmsr_safe(MSR_KERNEL_GS_BASE, &state->kernel_gs_base))
 		state->flags |= PG_SAMPLE_KERNEL_GS;

@@ -15,6 +15,7 @@ from perfguest.errors import PerfguestError
 _COMMANDS = {
     "record": ("record", "record the guests of this host"),
     "convert": ("convert", "write a recording as text, pprof, Chrome trace or folded stacks"),
+    "kernel": ("kernel", "show what is in a kernel's image or module"),
     "module": ("module", "build, load, unload the kernel module; show its state"),
     "plugin": ("plugin", "put perfguest into `perf script`"),
     "lab": ("lab", "a KVM host with a guest, in QEMU, anywhere"),

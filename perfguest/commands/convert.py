@@ -50,7 +50,12 @@ def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], clic
 )
 @click.option("--guestkallsyms", multiple=True, metavar="FILE", help=f"Copy of the guest's /proc/kallsyms. {_FILE_HELP}")
 @click.option("--guestvmlinux", multiple=True, metavar="FILE", help=f"The guest's vmlinuz, vmlinux or System.map. {_FILE_HELP}")
-@click.option("--guestmount", multiple=True, metavar="DIR", help="Directory with the guest's programs, at their paths in the guest. DIR or VM=DIR.")
+@click.option(
+    "--guestmount",
+    multiple=True,
+    metavar="DIR",
+    help="Directory with the guest's kernel, modules and programs, at their paths in the guest. DIR or VM=DIR.",
+)
 @click.option("--guest-binary", multiple=True, metavar="FILE[@ADDRESS]", help="A program of the guest, loaded ADDRESS (hexadecimal) above where it was linked.")
 @click.option(
     "--unwind",

@@ -26,7 +26,7 @@ from perfguest.formats.recording import STREAM_MAGIC, STREAM_VERSION
 from perfguest.profile import I32, I64, U8, U64
 
 #: Kinds of sections and flags of samples: ``enum pg_section_kind`` and ``PG_SAMPLE_*`` in kmod/perfguest_abi.h.
-CHAIN_KERNEL, CHAIN_USER, STACK_KERNEL, STACK_TASK, STACK_USER = 1, 2, 3, 4, 5
+CHAIN_KERNEL, CHAIN_USER, STACK_KERNEL, STACK_TASK, STACK_USER, USER_REGS = 1, 2, 3, 4, 5, 6
 FLAG_USER, FLAG_LONG_MODE, FLAG_CODE64, FLAG_CODE32, FLAG_REGS = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 8
 #: ``enum pg_end``: why a chain or a copy ends where it does.
 END_FULL, END_STACK_TOP, END_NOT_MAPPED, END_BAD_ADDRESS, END_BAD_TABLE, END_NO_SLOT, END_NOT_RESIDENT = 2, 3, 7, 8, 9, 10, 11
@@ -36,6 +36,8 @@ LOST_REASONS = ("full", "nested", "no_reader", "no_vcpu")
 
 _HEAD = struct.Struct("<16sII")
 _MAX_SECTIONS = 64
+#: Linux's selector for 64-bit user code: ``PG_USER_CS``.
+_USER_CS = 0x33
 #: So much of the file is looked at before its pages are let go of.
 _WINDOW = 64 << 20
 
@@ -51,11 +53,11 @@ class Chains:
 
 @dataclass(frozen=True)
 class Copies:
-    """Raw copies of guests' stacks. Those of sample *i* are rows ``start[i]`` to ``start[i + 1]``, in the order of the record, at most one of each kind.
+    """Raw copies of guests' stacks. Those of sample *i* are rows ``start[i]`` to ``start[i + 1]``, in the order of the record.
 
-    ``kind`` (uint8): :data:`STACK_KERNEL`, :data:`STACK_TASK` (the task's stack, where the kernel was on another) or :data:`STACK_USER`. Of each, ``size``
-    bytes (int64) from the guest's ``address`` (uint64) upwards stand at ``offset`` (int64, a multiple of 8) of :attr:`GuestStream.memory`. ``end``
-    (int32, ``enum pg_end``) says why there are no more.
+    ``kind`` (uint8): :data:`STACK_KERNEL`, at most one; :data:`STACK_TASK`, the task's stack where the kernel was on another (before it, an interrupt's, where
+    that was interrupted too); :data:`STACK_USER`, at most one. Of each, ``size`` bytes (int64) from the guest's ``address`` (uint64) upwards stand at
+    ``offset`` (int64, a multiple of 8) of :attr:`GuestStream.memory`. ``end`` (int32, ``enum pg_end``) says why there are no more.
     """
 
     start: I64
@@ -70,6 +72,23 @@ class Copies:
 
 
 @dataclass(frozen=True)
+class UserRegisters:
+    """Of samples that hit the kernel while it ran for a user program, that program's registers.
+
+    ``row`` (int64[k], ascending): which samples. ``registers``: uint64[k, 17] in the order of :meth:`GuestSamples.registers`. ``code64`` (bool[k]): whether it
+    is 64-bit code.
+    """
+
+    row: I64
+    registers: U64
+    code64: npt.NDArray[np.bool_]
+
+
+def _no_registers() -> UserRegisters:
+    return UserRegisters(np.zeros(0, np.int64), np.zeros((0, 17), np.uint64), np.zeros(0, np.bool_))
+
+
+@dataclass(frozen=True)
 class GuestSamples:
     """Columns of sample records, in the order of the file. ``fields`` has what ``format`` describes, a numpy structured array."""
 
@@ -77,6 +96,7 @@ class GuestSamples:
     kernel: Chains
     user: Chains
     copies: Copies
+    user_registers: UserRegisters = field(default_factory=_no_registers)
 
     def __len__(self) -> int:
         return len(self.fields)
@@ -236,7 +256,8 @@ class _Reader:
     def samples(self) -> GuestSamples:
         """Of all windows."""
         parts = self._parts
-        copies = [part.copies for part in parts]
+        copies, users = [part.copies for part in parts], [part.user_registers for part in parts]
+        before = np.cumsum([0, *(len(part) for part in parts[:-1])])
         return GuestSamples(
             np.concatenate([part.fields for part in parts]),
             _concatenate_chains([part.kernel for part in parts]),
@@ -249,6 +270,11 @@ class _Reader:
                 np.concatenate([part.size for part in copies]),
                 np.concatenate([part.end for part in copies]),
             ),
+            UserRegisters(
+                np.concatenate([first + part.row for first, part in zip(before.tolist(), users, strict=True)]),
+                np.concatenate([part.registers for part in users]),
+                np.concatenate([part.code64 for part in users]),
+            ),
         )
 
     def _read_samples(self, offsets: I64, sizes: I64) -> GuestSamples:
@@ -259,7 +285,7 @@ class _Reader:
         fields = _gather(self.data, offsets, layout.dtype)
         sections = self._read_sections(offsets + layout.dtype.itemsize, offsets + sizes, fields["nr_sections"].astype(np.int64))
         kernel, user = (self._read_chains(len(offsets), sections, kind) for kind in (CHAIN_KERNEL, CHAIN_USER))
-        return GuestSamples(fields, kernel, user, _copies(len(offsets), sections))
+        return GuestSamples(fields, kernel, user, _copies(len(offsets), sections), self._read_user_registers(sections))
 
     def _read_sections(self, cursor: I64, limit: I64, number: I64) -> _Sections:
         """All sections of samples whose first is at ``cursor``, in the order of samples and within a sample of the record. Changes ``cursor``."""
@@ -290,6 +316,15 @@ class _Reader:
         # Records and sections are aligned to 8 bytes, so chains are too.
         positions = np.repeat(at // 8 - start[:-1], count) + np.arange(start[-1])
         return Chains(start, self._words.view("<u8")[positions].astype(np.uint64, copy=False), end)
+
+    def _read_user_registers(self, sections: _Sections) -> UserRegisters:
+        layout = self._layouts.get("user_regs")
+        if layout is None or not {"regs", "ip", "cs"} <= set(layout.dtype.names or ()):
+            return _no_registers()
+        found = sections.where((sections.kind == USER_REGS) & (sections.size >= layout.dtype.itemsize))
+        values = _gather(self.data, found.offset, layout.dtype)
+        registers = np.concatenate([values["regs"].reshape(-1, 16), values["ip"][:, None]], axis=1).astype(np.uint64, copy=False)
+        return UserRegisters(found.index, registers, values["cs"] == _USER_CS)
 
     def _read_vms(self, offsets: I64, sizes: I64) -> Iterator[VmRecord]:
         record, slot = self._layouts["vm"].dtype, self._layouts["memslot"].dtype

@@ -46,6 +46,7 @@ class CodeSection:
     number: int
     offset: int
     size: int
+    alignment: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,16 @@ class ModuleFile:
 def module_name(path: str) -> str:
     """The name of the module in a file of that name: without endings, and with ``_`` for ``-`` (scripts/Makefile.lib)."""
     return PurePath(path).name.split(".ko", 1)[0].replace("-", "_")
+
+
+def is_module(data: bytes) -> bool:
+    """Whether this is a relocatable ELF file, packed or not. Raises EnvironmentProblem where a program is missing that unpacks it."""
+    packer = packer_at(data)
+    try:
+        elf = unpack(memoryview(data), packer, "this file") if packer else data
+    except BrokenStreamError:
+        return False
+    return elf[:4] == b"\x7fELF" and elf[16:18] == b"\x01\x00"
 
 
 def read_module(path: str) -> ModuleFile:
@@ -155,7 +166,7 @@ def _layout(parts: ElfSections, path: str) -> tuple[CodeSection, ...]:
             raise FormatError(f"{path}: its section {number} is of {size} bytes at multiples of {align}", _HINT)
         offset = (end + align - 1) & -align
         end = offset + size
-        sections.append(CodeSection(name, number, offset, size))
+        sections.append(CodeSection(name, number, offset, size, align))
     if end > MAX_CODE:
         raise FormatError(f"{path}: a module of {end} bytes of code", _HINT)
     return tuple(sections)

@@ -22,6 +22,13 @@ U64 = npt.NDArray[np.uint64]
 MAX_ENTRIES = 8 << 20
 ENTRY_SIZE = 6
 
+# ``.orc_header`` (scripts/orc_hash.sh) of each definition of struct orc_entry that has been released with one.
+_HEADERS = {
+    "db84aed4103b31dd51e017f8f79783ca985c2c51": "of Linux 6.3",
+    "fe5d32bf581bd63b2ca9a5c65ba5a625eab3fe24": "of Linux 6.4 to 7.0",
+    # Registers have other numbers.
+    "137c36ad7627c4dd55932176bb0ecdbd5041fc82": "of Linux 7.1 and later",
+}
 _NO_ORDER = "an ORC table that is not in order"
 
 
@@ -58,6 +65,13 @@ def decode_orc(message: guest_pb2.Orc, what: str) -> tuple[U64, bytes]:
 
 def _unordered(addresses: U64) -> bool:
     return bool(np.any(addresses[1:] < addresses[:-1])) or int(addresses[0]) >> 63 == 0
+
+
+def layout_of_header(header: bytes) -> str:
+    """The layout of the entries in words. ``header``: the 20 bytes of ``.orc_header``, empty in kernels before 6.4."""
+    if not header:
+        return "of Linux 6.3 or earlier"
+    return _HEADERS.get(header.hex(), "not known")
 
 
 def sort_orc(addresses: U64, entries: bytes) -> tuple[U64, bytes]:

@@ -33,6 +33,7 @@ _MODULE_DIRECTORIES = ("lib/modules", "usr/lib/modules")
 _MAX_IMAGES = 32
 _MAX_MODULES = 20_000
 _PROBLEMS_TOLD = 5
+_PAGE = 4096
 
 
 class GuestFiles:
@@ -180,7 +181,8 @@ def placed_by_symbols(file: ModuleFile, rows: SymbolRows) -> int:
     base = bases.most_common(1)[0][0]
     known = set(zip(file.offsets.tolist(), file.names, strict=True))
     inside = {(address - base, name) for address, name in rows if 0 <= address - base < file.size}
-    if len(bases) > 1 or inside != {(place, name) for place, name in known if place < file.size}:
+    # Code of a module begins with a page.
+    if len(bases) > 1 or base % _PAGE or inside != {(place, name) for place, name in known if place < file.size}:
         raise FormatError(f"{file.path} is not the module that the guest loaded: their functions are in other places")
     return base
 

@@ -4,7 +4,7 @@
 An entry has been 6 bytes ever since Linux 4.14: int16 sp_offset, int16 bp_offset, and 16 bits of flags. Of those sp_reg:4 and bp_reg:4 stayed; behind them
 
     ORC_V1  v4.14  type:2
-    ORC_V2  v4.19  type:2 end:1             d31a580266ee ("x86/unwind/orc: Detect the end of the stack")
+    ORC_V2  v4.19  type:2 end:1             "x86/unwind/orc: Detect the end of the stack"; also in long-term releases of v4.14
     ORC_V3  v5.12  type:2 end:1             87ccc826bf1c ("x86/unwind/orc: Change REG_SP_INDIRECT"): the same bits, another meaning of one register
     ORC_V4  v6.3   type:2 signal:1 end:1    ffb1b4a41016 ("x86/unwind/orc: Add 'signal' field to ORC metadata")
     ORC_V5  v6.4   type:3 signal:1          fb799447ae29 ("x86,objtool: Split UNWIND_HINT_EMPTY in two")
@@ -42,10 +42,11 @@ def orc_layout(release: str, entries: bytes) -> int:
         return ORC_V5
     if np.any(flags >> 11 & 1):
         return ORC_V4
-    if np.any(flags >> 10 & 1):
-        # An end, which came with V2, or a signal without an end: too small a table to tell.
-        return by_release if by_release in (ORC_V2, ORC_V3, ORC_V4) else ORC_V3
-    return by_release if by_release < ORC_V4 else ORC_V3
+    # Neither many calls of type 2 nor an end in bit 11: not V5, not V4 but for a table without an end.
+    latest = ORC_V4 if by_release == ORC_V4 else ORC_V3
+    # Bit 10 came with V2, also to releases that were V1 first.
+    earliest = ORC_V2 if np.any(flags >> 10 & 1) else ORC_V1
+    return max(earliest, min(latest, by_release))
 
 
 def _layout_of_release(release: str) -> int:

@@ -109,8 +109,47 @@ def test_copies_and_registers_are_those_of_the_header(ffi: FFI, tmp_path: Path) 
 
 def columns(stream: guest_stream.GuestStream) -> list[bytes]:
     samples = stream.samples
-    parts = [samples.fields, *(column for part in (samples.kernel, samples.user, samples.copies) for column in vars(part).values())]
+    tables = (samples.kernel, samples.user, samples.copies, samples.user_registers)
+    parts = [samples.fields, *(column for table in tables for column in vars(table).values())]
     return [part.tobytes() for part in parts]
+
+
+#: What the module's format says of it, which the stream here is older than.
+USER_REGS_FORMAT = b"name: user_regs\nID: 0\nsize: 152\n\tfield:u64 regs[16];\toffset:0;\tsize:128;\n\tfield:u64 ip;\toffset:128;\tsize:8;\n"
+USER_REGS_FORMAT += b"\tfield:u64 flags;\toffset:136;\tsize:8;\n\tfield:u64 cs;\toffset:144;\tsize:8;\n\n"
+
+
+def with_user_registers(ffi: FFI, users: list[tuple[int, int] | None]) -> bytes:
+    """A stream of samples that each have a copy, then user registers (RIP, CS) or none, in a format that describes them."""
+    text = DATA[24:HEAD].rstrip(b"\0").replace(b"name: lost\n", USER_REGS_FORMAT + b"name: lost\n")
+    out = struct.pack("<16sII", STREAM_MAGIC, 1, len(text)) + text
+    out += bytes(-len(out) % 8)
+    for user in users:
+        copy = bytes(ffi.buffer(ffi.new("struct pg_section *", {"kind": guest_stream.STACK_USER, "size": 13}))) + bytes(16)
+        section = b""
+        if user:
+            regs = {"regs": list(range(100, 116)), "ip": user[0], "cs": user[1], "flags": 0x246}
+            section = bytes(ffi.buffer(ffi.new("struct pg_section *", {"kind": guest_stream.USER_REGS, "size": 152})))
+            section += bytes(ffi.buffer(ffi.new("struct pg_user_regs *", regs)))
+        size = ffi.sizeof("struct pg_sample") + len(section) + len(copy)
+        sample = ffi.new("struct pg_sample *", {"header": {"type": 1, "size": size}, "nr_sections": 1 + bool(user)})
+        out += bytes(ffi.buffer(sample)) + copy + section
+    return out
+
+
+@pytest.mark.parametrize("window", [64, 1 << 26])
+def test_user_registers_of_kernel_samples(ffi: FFI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    monkeypatch.setattr(guest_stream, "_WINDOW", window)
+    stream = read(tmp_path, with_user_registers(ffi, [None, (0x401000, 0x33), None, (0x8048000, 0x23), None]))
+    users = stream.samples.user_registers
+    assert users.row.tolist() == [1, 3] and users.code64.tolist() == [True, False]
+    assert users.registers.tolist() == [[*range(100, 116), 0x401000], [*range(100, 116), 0x8048000]]
+    assert ffi.sizeof("struct pg_user_regs") == 152 and stream.samples.copies.size.tolist() == [13] * 5
+
+
+def test_a_format_without_user_registers(tmp_path: Path) -> None:
+    users = read(tmp_path, DATA).samples.user_registers
+    assert len(users.row) == 0 and users.registers.shape == (0, 17)
 
 
 @pytest.mark.parametrize("window", [64, 4096, 50_000])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 
 from perfguest.capture.lab.kernels import find_kernel, load_order, module_name
+from perfguest.formats.guest_snapshot import GuestSnapshot, SnapshotWriter
 from perfguest.formats.kernel_image import KernelImage, read_kernel_image
 from perfguest.formats.kernel_message import kernel_tables
 from perfguest.formats.kernel_module import ModuleFile, read_module
 from perfguest.formats.orc import decode_orc
 from perfguest.guest.kernel import open_kernel
 from perfguest.proto import guest_pb2 as pb
-from perfguest.symbols.kernel_tables import module_orc
+from perfguest.symbols.guest import GuestSymbolOptions, GuestSymbols, GuestVm
+from perfguest.symbols.kernel_tables import KernelTables, module_orc
 from tests.guest.emulated import KERNELS, EmulatedGuest
 
 pytestmark = pytest.mark.lab
@@ -36,10 +39,12 @@ class Guest:
     kallsyms: bytes
     #: Of each module where the guest says that its sections are.
     sections: dict[str, dict[str, int]]
+    #: With its image and modules at their paths.
+    directory: Path
 
 
 @pytest.fixture(scope="module", params=KERNELS, ids=lambda path: Path(path).name)
-def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
+def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     with EmulatedGuest(request.param, modules=MODULES) as running:
         kernel = open_kernel(running.memory(), running.hints())
         assert kernel.level == "processes", kernel.reason
@@ -51,7 +56,14 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
         files = load_order(find_kernel(running.kernel, None, ()), (), MODULES)
         read = {module_name(path).removesuffix(".ko").replace("-", "_"): read_module(str(path)) for path in files}
         image = read_kernel_image(str(running.kernel))
-        yield Guest(kernel.kernel_proto(), vm, image, read, running.run("cat /proc/kallsyms"), sections)
+        directory = tmp_path_factory.mktemp("files")
+        (directory / "boot").mkdir()
+        shutil.copy(running.kernel, directory / "boot" / f"vmlinuz-{running.release}")
+        for path in files:
+            place = directory / "lib/modules" / running.release / "kernel"
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
+        yield Guest(kernel.kernel_proto(), vm, image, read, running.run("cat /proc/kallsyms"), sections, directory)
 
 
 def symbol_rows(module: pb.Module) -> list[tuple[int, str, str]]:
@@ -100,3 +112,81 @@ def test_modules_have_the_orc_tables_of_memory(guest: Guest) -> None:
 def test_modules_have_the_symbols_of_memory(guest: Guest) -> None:
     for module in guest.vm.modules:
         assert symbol_rows(guest.files[module.name.decode()].message(module.address)) == symbol_rows(module)
+
+
+def orc_rows(tables: KernelTables | None) -> dict[int, tuple[list[int], bytes]]:
+    assert tables is not None
+    return {table.start: (table.addresses.tolist(), table.entries) for table in tables.orc}
+
+
+def symbols_of(guest: Guest, options: GuestSymbolOptions, snapshot: GuestSnapshot | None = None) -> GuestSymbols:
+    return GuestSymbols.build([GuestVm(7, "web", (guest.vm.lstar,))], options, snapshot)
+
+
+def from_memory(guest: Guest, directory: Path, vm: pb.VmKernel, options: GuestSymbolOptions) -> GuestSymbols:
+    with SnapshotWriter(directory) as writer:
+        writer.kernel(vm.kernel, guest.kernel)
+    return symbols_of(guest, options, GuestSnapshot(directory, kernels=[vm]))
+
+
+def test_files_alone_give_the_tables_of_memory(guest: Guest, tmp_path: Path) -> None:
+    """With a copy of /proc/kallsyms for the places of the modules, and nothing read out of memory."""
+    expected = orc_rows(from_memory(guest, tmp_path / "guests", guest.vm, GuestSymbolOptions()).kernel_tables(0, 0))
+    assert len(expected) == 1 + len(guest.vm.modules)
+    (tmp_path / "kallsyms").write_bytes(guest.kallsyms)
+    symbols = symbols_of(guest, GuestSymbolOptions(kallsyms=(str(tmp_path / "kallsyms"),), mounts=(str(guest.directory),)))
+    tables = symbols.kernel_tables(0)
+    assert orc_rows(tables) == expected
+    assert tables is not None
+    assert tables.release == guest.kernel.release
+    # The text before the kernel rewrote any of it, where it ran.
+    text = {address - guest.vm.kaslr_offset: len(code) for address, code in tables.text}
+    assert text == {section.address: section.size for section in guest.image.text}
+    assert not [note for note in symbols.notes if "not used" in note or "not the" in note]
+
+
+def test_files_fill_what_memory_lacks(guest: Guest, tmp_path: Path) -> None:
+    expected = orc_rows(from_memory(guest, tmp_path / "whole", guest.vm, GuestSymbolOptions()).kernel_tables(0, 0))
+    poor = pb.VmKernel()
+    poor.CopyFrom(guest.vm)
+    for module in poor.modules:
+        module.ClearField("orc")
+    without = from_memory(guest, tmp_path / "poor", poor, GuestSymbolOptions())
+    assert len(orc_rows(without.kernel_tables(0, 0))) == 1
+    filled = from_memory(guest, tmp_path / "filled", poor, GuestSymbolOptions(mounts=(str(guest.directory),)))
+    assert orc_rows(filled.kernel_tables(0, 0)) == expected
+    # Another build of each of them: its table would be a wrong one.
+    for module in poor.modules:
+        module.build_id = bytes(20)
+    refused = from_memory(guest, tmp_path / "refused", poor, GuestSymbolOptions(mounts=(str(guest.directory),)))
+    assert len(orc_rows(refused.kernel_tables(0, 0))) == 1
+    assert any("of another build" in note for note in refused.notes)
+
+
+def test_modules_that_are_elsewhere_in_the_list_are_refused(guest: Guest, tmp_path: Path) -> None:
+    """One function of each module stands 16 bytes further in the guest than in the file."""
+    lines, moved = [], set()
+    for line in guest.kallsyms.decode().splitlines():
+        address, kind, rest = line.split(" ", 2)
+        module = rest.partition("\t")[2].strip("[]")
+        inside = module in guest.files and module not in moved and kind in "tT"
+        if inside and any(one.address <= int(address, 16) < one.address + one.size for one in guest.vm.modules):
+            moved.add(module)
+            address = f"{int(address, 16) + 16:016x}"
+        lines.append(f"{address} {kind} {rest}\n")
+    assert len(moved) == len(guest.vm.modules)
+    (tmp_path / "kallsyms").write_text("".join(lines))
+    symbols = symbols_of(guest, GuestSymbolOptions(kallsyms=(str(tmp_path / "kallsyms"),), mounts=(str(guest.directory),)))
+    assert len(orc_rows(symbols.kernel_tables(0))) == 1
+    assert any("their functions are in other places" in note for note in symbols.notes)
+
+
+def test_the_image_of_another_boot_is_no_candidate(guest: Guest, tmp_path: Path) -> None:
+    """One function of the kernel stands elsewhere: then the image in the directory is of another build, though its syscall entry fits."""
+    text = guest.kallsyms.decode()
+    line = next(line for line in text.splitlines() if line.endswith(" schedule"))
+    (tmp_path / "kallsyms").write_text(text.replace(line, f"{int(line[:16], 16) + 16:016x}{line[16:]}"))
+    symbols = symbols_of(guest, GuestSymbolOptions(kallsyms=(str(tmp_path / "kallsyms"),), mounts=(str(guest.directory),)))
+    tables = symbols.kernel_tables(0)
+    assert tables is None or not any(table.start < guest.vm.lstar < table.end for table in tables.orc)
+    assert any("its functions are not where" in note for note in symbols.notes)

@@ -14,6 +14,7 @@
 #include "frames.h"
 #include "gs_scan.h"
 #include "perfguest_abi.h"
+#include "stacks.h"
 
 #define MEMORY		4096
 #define MAX_READS	5
@@ -74,6 +75,33 @@ static int read_phys(void *ctx, __u64 gpa, void *buf, __u32 len)
 	return 0;
 }
 
+static void fuzz_stacks(struct input *in, struct pg_virt *virt, __u64 sp)
+{
+	struct pg_stacks_in given;
+	struct pg_stacks out;
+	__u64 regs[PG_NR_REGS];
+	__u32 i;
+
+	take(in, regs, sizeof(regs));
+	take(in, &given, sizeof(given));
+	given.regs = regs;
+	if (given.tss & 1)
+		given.lstar = given.ip - (given.lstar & 255);
+	if (given.tss & 2)
+		regs[PG_RSP] = sp;
+	if (given.tss & 4)
+		regs[PG_RSP] = 0xfffffe0000000000ULL | (sp & 0xffffff);
+	in->reads = 0;
+	pg_find_stacks(virt, &given, &out);
+	expect(in->reads <= 32 * (MAX_READS + 1), "too many reads for stacks");
+	expect(out.nr <= PG_MAX_STACKS, "too many stacks");
+	for (i = 0; i < out.nr; i++)
+		expect(out.stack[i].top - out.stack[i].sp - 1 < 16384, "a stack too large");
+	if (out.has_user)
+		expect(out.user.cs == PG_USER_CS || out.user.cs == PG_USER32_CS, "no user's CS");
+	pg_find_user_regs(virt, sp, given.tss & 8 ? regs : NULL, &out.user);
+}
+
 static void fuzz_memory(struct input *in)
 {
 	struct pg_phys phys = { .read = read_phys, .ctx = in };
@@ -126,7 +154,7 @@ static void fuzz_memory(struct input *in)
 	expect(end != PG_END_NONE, "a chain without an end");
 	expect(in->reads <= (DEPTH + 2) * 4 * (MAX_READS + 1), "too many reads for one chain");
 	free(entries);
-	pg_find_user_regs(&virt, frames.sp, &user);
+	fuzz_stacks(in, &virt, frames.sp);
 }
 
 static void fuzz_code(struct input *in)

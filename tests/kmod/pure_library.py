@@ -11,7 +11,7 @@ from typing import Any
 import cffi
 
 KMOD = Path(__file__).parents[2] / "kmod"
-SOURCES = ("paging.c", "frames.c", "gs_scan.c")
+SOURCES = ("paging.c", "entry.c", "frames.c", "stacks.c", "gs_scan.c")
 WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
 PAGE = 4096
 
@@ -24,8 +24,9 @@ def _declarations(directory: Path) -> str:
     """What the headers in kmod declare, so that no test can disagree with them."""
     (directory / "linux").mkdir()
     (directory / "linux" / "types.h").write_text(f"#ifndef T\n#define T\n{_TYPES}#endif\n")
-    (directory / "stdbool.h").write_text("")
-    headers = "".join(f'#include "{name}"\n' for name in ("perfguest_abi.h", "frames.h", "gs_scan.h"))
+    for name in ("stdbool.h", "stddef.h"):
+        (directory / name).write_text("")
+    headers = "".join(f'#include "{name}"\n' for name in ("perfguest_abi.h", "frames.h", "stacks.h", "gs_scan.h"))
     command = ["gcc", "-E", "-P", "-nostdinc", f"-I{directory}", f"-I{KMOD}", "-xc", "-"]
     return subprocess.run(command, input=headers, capture_output=True, text=True, check=True).stdout
 

@@ -4,57 +4,17 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kmod.linux_stacks import FLAGS, IRQ_TOP, KERNEL_TEXT, KERNEL_TOP, STACK, TOP32, USER_TEXT, USER_TOP, Stacks
 from tests.kmod.page_tables import BY_NAME, PageTables
 from tests.kmod.pure_library import PAGE, Guest, Memory, Pure
 
-STACK = 16384
-USER_TOP, KERNEL_TOP, IRQ_TOP = 0x7FFD_1234_8000, 0xFFFF_C900_0010_4000, 0xFFFF_FE00_0000_8000
-TEXT = {"user": 0x5555_5555_0000, "kernel": 0xFFFF_FFFF_8100_0000}
+TEXT = {"user": USER_TEXT, "kernel": KERNEL_TEXT}
 TOPS = {"user": USER_TOP, "kernel": KERNEL_TOP}
-TOP32 = 0xFFFC_0000
-FLAGS = 0x246
-
-
-class Stacks:
-    """A Linux guest's address space with a user stack, a task's and an interrupt's kernel stack, and a 32-bit one."""
-
-    def __init__(self, pure: Pure, mode: str = "4-level") -> None:
-        self.pure, self.memory = pure, Memory()
-        self._tables = PageTables(BY_NAME[mode], self.memory)
-        for i, top in enumerate((USER_TOP, KERNEL_TOP, IRQ_TOP, TOP32)):
-            for offset in range(0, STACK, PAGE):
-                self._tables.map(top - STACK + offset, 0x1_0000 * i + offset)
-        self.memory.write(0, b"\0" * 0x4_0000)
-        self.guest = Guest(pure, self.memory, **self._tables.registers())
-
-    def put(self, gva: int, *words: int, size: int = 8) -> None:
-        for i, word in enumerate(words):
-            found = self._tables.lookup(gva + i * size)
-            assert found
-            self.memory.write(found[0], word.to_bytes(size, "little"))
-
-    def put_regs(self, gva: int, *, ip: int, cs: int, sp: int, bp: int = 0, ss: int = 0x2B, flags: int = FLAGS) -> None:
-        """struct pt_regs: r15 r14 r13 r12 bp ... orig_ax, then ip cs flags sp ss."""
-        self.put(gva, *range(100, 104), bp, *range(105, 116), ip, cs, flags, sp, ss)
-
-    def walk(self, ip: int, sp: int, bp: int, *, kernel: bool, code64: bool = True, span: int = STACK, depth: int = 127) -> tuple[list[int], int, Any]:
-        ffi = self.pure.ffi
-        user = ffi.new("struct pg_user_regs *")
-        frames = ffi.new("struct pg_frames_in *", {"ip": ip, "sp": sp, "bp": bp, "code64": code64, "kernel": kernel, "max_span": span, "user": user})
-        entries, end = ffi.new("__u64[]", depth), ffi.new("int *")
-        count = self.pure.lib.pg_frames_walk(self.guest.virt, frames, entries, depth, end)
-        assert count <= depth
-        return list(entries[0:count]), end[0], user
-
-    def user_regs(self, kernel_sp: int) -> tuple[int, Any]:
-        user = self.pure.ffi.new("struct pg_user_regs *")
-        return self.pure.lib.pg_find_user_regs(self.guest.virt, kernel_sp, user), user
 
 
 @pytest.fixture
@@ -107,11 +67,11 @@ def test_chain_of_32_bit_code(pure: Pure, mode: str, data: st.DataObject, kernel
     """In a 32-bit guest, and as a 32-bit program in a 64-bit one. Upper halves of the registers are undefined there."""
     memory = Memory()
     stacks = Stacks.__new__(Stacks)
-    stacks.pure, stacks.memory, stacks._tables = pure, memory, PageTables(BY_NAME[mode], memory)
+    stacks.pure, stacks.memory, stacks.tables = pure, memory, PageTables(BY_NAME[mode], memory)
     for offset in range(0, STACK, PAGE):
-        stacks._tables.map(TOP32 - STACK + offset, offset)
+        stacks.tables.map(TOP32 - STACK + offset, offset)
     memory.write(0, b"\0" * STACK)
-    stacks.guest = Guest(pure, memory, **stacks._tables.registers())
+    stacks.guest = Guest(pure, memory, **stacks.tables.registers())
     returns = [data.draw(st.integers(1, 2**32 - 1)) for _ in gaps]
     chain = build(stacks, TOP32, gaps, returns, size=4)
     junk = data.draw(st.integers(0, 2**32 - 1)) << 32
@@ -212,7 +172,7 @@ def test_interrupts_in_the_kernel_up_to_the_user(stacks: Stacks) -> None:
     entries, end, user = stacks.walk(RETURN, irq.sp, irq.bp, kernel=True)
     assert entries == [RETURN + i for i in (0, 4, 5, 3, 1, 2)]
     assert end == stacks.pure.lib.PG_END_USER_ENTRY
-    assert (user.ip, user.sp, user.bp, user.cs) == (TEXT["user"] + 7, USER_TOP - 0x500, USER_TOP - 0x480, 0x33)
+    assert (user.ip, user.regs[4], user.regs[5], user.cs) == (TEXT["user"] + 7, USER_TOP - 0x500, USER_TOP - 0x480, 0x33)
     assert stacks.walk(RETURN, irq.sp, irq.bp, kernel=True, depth=3)[:2] == (entries[:3], stacks.pure.lib.PG_END_FULL)
 
 
@@ -297,7 +257,7 @@ def test_user_registers_at_the_top_of_the_stack(stacks: Stacks, padding: int, de
     stacks.put_regs(regs, **SOUND | {"bp": 77, "cs": 0x33 | junk, "ss": 0x2B | junk})
     err, user = stacks.user_regs(regs - depth)
     assert err == 0
-    assert (user.ip, user.sp, user.bp, user.cs) == (SOUND["ip"], SOUND["sp"], 77, 0x33)
+    assert (user.ip, user.regs[4], user.regs[5], user.cs) == (SOUND["ip"], SOUND["sp"], 77, 0x33)
 
 
 @pytest.mark.parametrize("offset", [8, 160, 168])

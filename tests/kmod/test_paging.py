@@ -262,7 +262,7 @@ class Space:
 @settings(max_examples=60, deadline=None)
 @given(random=st.randoms(use_true_random=True), reads=st.lists(st.tuples(st.integers(-9000, 9 * PAGE), st.integers(0, 20_000)), max_size=12))
 def test_reads_across_pages(pure: Pure, random: Random, reads: list[tuple[int, int]]) -> None:
-    """In any order, with the page of the last read kept."""
+    """In any order, with the pages of former reads kept."""
     space = Space(pure, random)
     lib = pure.lib
     for offset, size in reads:
@@ -285,6 +285,50 @@ def test_a_translated_page_is_kept(pure: Pure) -> None:
     space.guest.forget()
     assert space.guest.read(space.start + PAGE, 1)[0] == 0
     assert space.memory.reads == 4 + 3 + 4 + 1 + 5
+
+
+def test_as_many_pages_are_kept_as_a_stack_has(pure: Pure) -> None:
+    space = Space(pure, Random(1))
+    assert space.guest.read(space.start, 6 * PAGE)[0] == 0
+    assert space.memory.reads == 6 * (4 + 1)
+    for i in (5, 0, 3, 1, 4, 2):
+        assert space.guest.read(space.start + i * PAGE + 8, 8) == (0, space.content[i * PAGE + 8 :][:8])
+    assert space.memory.reads == 6 * (4 + 1) + 6
+
+
+class Flickering(Memory):
+    """Tables that another vCPU changes at every read: each page is one of two, or none."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__()
+        self.random = random
+        self.entries: list[tuple[int, list[int]]] = []
+
+    def read(self, gpa: int, size: int) -> bytes | None:
+        for at, values in self.entries:
+            self.write(at, self.random.choice(values).to_bytes(8, "little"))
+        return super().read(gpa, size)
+
+
+@settings(max_examples=60, deadline=None)
+@given(random=st.randoms(use_true_random=True), offset=st.integers(0, PAGE - 1), size=st.integers(0, 5 * PAGE), holes=st.booleans())
+def test_tables_that_change_under_a_copy(pure: Pure, random: Random, offset: int, size: int, holes: bool) -> None:
+    """Each page comes from where its entry led at some moment, whole; the copy ends at the first that was not there."""
+    memory, start = Flickering(random), 0xFFFF_C900_0000_0000
+    tables = PageTables(BY_NAME["4-level"], memory)
+    for i in range(6):
+        for half in (0, 1):
+            memory.write((0x300 + 16 * half + i) * PAGE, bytes([16 * half + i]) * PAGE)
+        tables.map(start + i * PAGE, (0x300 + i) * PAGE)
+    memory.entries = [(tables.entries[3, start + i * PAGE], [(0x300 + i) * PAGE | 1, (0x310 + i) * PAGE | 1, *([0] if holes else [])]) for i in range(6)]
+    guest = Guest(pure, memory, **tables.registers())
+    data, end = guest.read_some(start + offset, size)
+    assert end == (pure.lib.PG_END_NONE if len(data) == size else pure.lib.PG_END_NOT_MAPPED) and (holes or len(data) == size)
+    assert len(data) in (0, size) or (offset + len(data)) % PAGE == 0
+    for i in range(6):
+        piece = data[max(i * PAGE - offset, 0) : max((i + 1) * PAGE - offset, 0)]
+        assert set(piece) in ({i}, {16 + i}, set())
+    assert memory.reads <= 5 * 6
 
 
 def test_failure_does_not_spoil_the_kept_page(pure: Pure) -> None:
@@ -315,6 +359,19 @@ def test_reads_do_not_enter_the_hole(pure: Pure) -> None:
     tables.memory.write(0, b"x" * PAGE)
     guest = Guest(pure, tables.memory, **tables.registers())
     assert guest.read_some(0x7FFF_FFFF_FFF0, 32) == (b"x" * 16, pure.lib.PG_END_BAD_ADDRESS)
+
+
+def test_a_copy_ends_at_what_is_no_memory(pure: Pure) -> None:
+    """A device's registers have no memslot; a table there is no table."""
+    tables = PageTables(BY_NAME["4-level"], Memory())
+    tables.map(0x7000, 0)
+    tables.map(0x8000, 0xFEE0_0000)
+    tables.memory.write(0, b"x" * PAGE)
+    guest = Guest(pure, tables.memory, **tables.registers())
+    assert guest.read_some(0x7FF0, 32) == (b"x" * 16, pure.lib.PG_END_NO_SLOT)
+    tables.store(tables.entries[2, 0x8000], 0xFEE0_0000 | 1)
+    guest.forget()
+    assert guest.read_some(0x7FF0, 32) == (b"", pure.lib.PG_END_BAD_TABLE)
 
 
 def test_page_swapped_out(pure: Pure) -> None:

@@ -282,14 +282,6 @@ def test_the_plugin_prints_what_convert_prints(recorded: Recorded, tmp_path: Pat
     assert printed.stdout == script
 
 
-def test_stack_copies(host: Host) -> None:
-    host.perfguest("record", "--guest-memory", "off", "-o", "copies", "-F", "300", "--stack-size", "4096", "--", "sleep", "3")
-    data = RecordingPaths(host.work / "copies").guest_stream.stat().st_size
-    stream = stream_of(host.work / "copies")
-    assert len(stream.samples) > 50
-    assert data / len(stream.samples) > 2000
-
-
 def test_a_killed_recorder_leaves_nothing_running(host: Host) -> None:
     host.perfguest("module", "load")
     script = f"""

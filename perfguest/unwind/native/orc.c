@@ -5,9 +5,9 @@
  * What changed since ee9f8fce9964 ("x86/unwind: Add the ORC unwinder")
  * (in v4.14), as the structure in asm/orc_types.h and the kernel's own
  * unwinder in arch/x86/kernel/unwind_orc.c tell:
- * - d31a580266ee ("x86/unwind/orc: Detect the end of the stack") (in v4.19):
- *   the bit "end". Before, and for entries without it, an undefined sp_reg
- *   says both that nothing is known and that the stack ends.
+ * - "x86/unwind/orc: Detect the end of the stack" (in v4.19, and in releases
+ *   of v4.14 for long-term support): the bit "end". Before, an undefined
+ *   sp_reg says both that nothing is known and that the stack ends.
  * - 87ccc826bf1c ("x86/unwind/orc: Change REG_SP_INDIRECT") (in v5.12): was
  *   *(SP + offset), is *SP + offset. BP_INDIRECT has stayed *(BP + offset).
  * - ffb1b4a41016 ("x86/unwind/orc: Add 'signal' field to ORC metadata")

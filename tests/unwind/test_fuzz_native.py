@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import secrets
+import subprocess
+from pathlib import Path
+
+import pytest
+
+NATIVE = Path(__file__).parents[2] / "perfguest" / "unwind" / "native"
+WARNINGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+PURE = sorted(path for path in NATIVE.glob("*.c") if not path.name.startswith("py"))
+
+
+@pytest.fixture(scope="module")
+def fuzz_unwind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("fuzz") / "fuzz_unwind"
+    sources = [*PURE, Path(__file__).parent / "fuzz_unwind.c"]
+    subprocess.run(["gcc", *WARNINGS, *SANITIZERS, "-g", "-O1", f"-I{NATIVE}", "-o", program, *sources], check=True)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("rounds", "file"), [(20000, []), (2000, ["/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"]), (2000, ["/usr/lib/x86_64-linux-gnu/libc.so.6"])]
+)
+def test_random_input_under_sanitizers(fuzz_unwind: Path, rounds: int, file: list[str]) -> None:
+    seed = str(secrets.randbits(63))
+    done = subprocess.run([fuzz_unwind, seed, str(rounds), *file], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"seed {seed}:\n{done.stderr}"
+
+
+def test_no_warnings() -> None:
+    include = subprocess.run(["python3-config", "--includes"], capture_output=True, text=True, check=True).stdout.split()
+    for source in sorted(NATIVE.glob("*.c")):
+        subprocess.run(["gcc", *WARNINGS, "-O2", "-fsyntax-only", f"-I{NATIVE}", *include, source], check=True)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stacks of real programs, against glibc's backtrace() and against a shadow stack kept while stepping."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perfguest.unwind import _native
+from perfguest.unwind.engine import Engine, Stacks
+from tests.unwind import traced
+
+SOURCE = Path(__file__).with_name("stops.c")
+PYTHON = """
+import os
+class Sorted(int):
+    def __lt__(self, other):
+        os.getppid()
+        return int(self) < int(other)
+sorted([Sorted(2), Sorted(1)])
+"""
+PERL = "sub f { my $n = shift; $n ? f($n - 1) : getppid() } my @x = sort { f(3); $a <=> $b } (2, 1);"
+
+
+def build(directory: Path, *options: str) -> Path:
+    out = directory / "stops"
+    subprocess.run(["gcc", "-O2", "-Wall", "-o", out, SOURCE, "-pthread", *options], check=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def stops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("stops"), "-fomit-frame-pointer")
+
+
+def walk_when_stopped(tmp_path: Path, *command: str | Path, tables: bool = True) -> tuple[list[int], Stacks]:
+    """What the program says of its callers, and what the walk does."""
+    said = tmp_path / "said"
+    with said.open("wb") as output:
+        place = output.fileno()
+        # The program writes to descriptor 3.
+        shell = ["/bin/sh", "-c", 'exec 3>&1 "$@" </dev/null', "sh", *map(str, command)]
+        with traced.running(*shell, stdout=place) as pid:
+            thread = max(int(path.name) for path in Path(f"/proc/{pid}/task").iterdir())
+            with traced.stopped(thread):
+                registers, engine = traced.registers(thread), Engine()
+                space = traced.add_process(engine, thread, tables=tables)
+                stacks = [traced.stack_of(thread, int(registers[4]))]
+                main = next(m for m in traced.mappings(thread) if m.path == "[stack]")
+                if not main.start <= int(registers[4]) < main.end:
+                    stacks.append((main.start, traced.read(thread, main.start, main.end - main.start)))
+                out = engine.walk(traced.user_samples(registers, stacks, space))
+    return [int(word, 16) for word in said.read_text().split()], out
+
+
+def from_the_program(out: Stacks, said: list[int]) -> list[int]:
+    """The frames from the function on that called the one which stopped."""
+    addresses = out.address.tolist()
+    assert said[0] in addresses
+    return addresses[addresses.index(said[0]) :]
+
+
+@pytest.mark.parametrize("what", ["sort", "signal", "sigaltstack", "thread", "exit"])
+def test_a_program_in_hard_places(stops: Path, tmp_path: Path, what: str) -> None:
+    said, out = walk_when_stopped(tmp_path, stops, what)
+    assert len(said) >= 10
+    assert from_the_program(out, said) == said
+    assert out.user_end[0] == _native.END_START
+    exact = [how for how in out.how.tolist() if not how & _native.FRAME_RETURN]
+    assert len(exact) == (2 if what.startswith("sig") else 1)
+    assert all(how & _native.FRAME_USER for how in out.how.tolist())
+
+
+@pytest.mark.parametrize("command", [["/usr/bin/python3", "-c", PYTHON], ["/usr/bin/perl", "-e", PERL]], ids=["python", "perl"])
+def test_interpreters(tmp_path: Path, command: list[str]) -> None:
+    library = build(tmp_path, "-shared", "-fPIC", "-DPRELOAD")
+    said, out = walk_when_stopped(tmp_path, "env", f"LD_PRELOAD={library}", *command)
+    assert len(said) >= 10
+    assert from_the_program(out, said) == said
+    assert out.user_end[0] == _native.END_START
+
+
+def test_frame_pointers_without_tables(tmp_path: Path) -> None:
+    """Static programs have tables in a section only, of which the engine is not told. Its C library has no frame pointers."""
+    program = build(tmp_path, "-static", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls")
+    said, out = walk_when_stopped(tmp_path, program, "recurse", tables=False)
+    addresses = from_the_program(out, said)
+    assert len(addresses) >= 12 and addresses == said[: len(addresses)]
+    assert out.user_end[0] == _native.END_NO_TABLE
+    assert set(out.how.tolist()[1:]) == {_native.HOW_FP | _native.FRAME_USER | _native.FRAME_RETURN}
+
+
+def expected_chain(shadow: list[tuple[int, int]], ip: int) -> list[int]:
+    return [ip, *(address for _, address in reversed(shadow))]
+
+
+def test_every_instruction(stops: Path) -> None:
+    """Through the loader's lazy binding, procedure linkage tables, the C library's assembler: at each instruction the whole chain is right."""
+    engine = Engine()
+    with traced.running(stops, "step", stdout=subprocess.DEVNULL, env={"LD_BIND_NOW": ""}) as pid, traced.stopped(pid):
+        space = traced.add_process(engine, pid)
+        registers = traced.registers(pid)
+        first = engine.walk(traced.user_samples(registers, [traced.stack_of(pid, int(registers[4]))], space))
+        assert first.user_end[0] == _native.END_START
+        chain = first.address.tolist()
+        top = next(m for m in traced.mappings(pid) if m.path == "[stack]").end
+        # Where the callers' return addresses stand: each one's first place above the one before.
+        shadow, at = [], int(registers[4])
+        for address in chain[1:]:
+            data = traced.read(pid, at, top - at)
+            at += data.index(int(address).to_bytes(8, "little"))
+            shadow.append((at, address))
+            at += 8
+        shadow.reverse()
+        steps = 0
+        while steps < 6000:
+            sp, ip = int(registers[4]), int(registers[16])
+            out = engine.walk(traced.user_samples(registers, [(sp - 128, traced.read(pid, sp - 128, min(4096 * 4, top - sp + 128)))], space))
+            assert out.address.tolist() == expected_chain(shadow, ip), f"step {steps}, ip {ip:#x}: {out.user_end[0]}"
+            if not traced.step(pid):
+                break
+            steps += 1
+            after = traced.registers(pid)
+            new_sp, new_ip = int(after[4]), int(after[16])
+            while shadow and shadow[-1][0] < new_sp:
+                shadow.pop()
+            if new_sp == sp - 8 and is_call(traced.read(pid, ip, 8)):
+                shadow.append((new_sp, int.from_bytes(traced.read(pid, new_sp, 8), "little")))
+            registers = after
+            assert new_ip
+        assert steps > 3000
+
+
+def is_call(code: bytes) -> bool:
+    while code[0] in (0x2E, 0x3E, 0xF2, *range(0x40, 0x50)):
+        code = code[1:]
+    return code[0] == 0xE8 or (code[0] == 0xFF and code[1] >> 3 & 7 == 2)
+
+
+def test_cut_and_unknown(stops: Path) -> None:
+    with traced.running(stops, "step") as pid, traced.stopped(pid):
+        engine = Engine()
+        space = traced.add_process(engine, pid)
+        registers = traced.registers(pid)
+        sp = int(registers[4])
+        whole = engine.walk(traced.user_samples(registers, [traced.stack_of(pid, sp)], space))
+        for size in range(0, 640, 8):
+            out = engine.walk(traced.user_samples(registers, [(sp, traced.read(pid, sp, size))], space))
+            count = len(out.address)
+            assert np.array_equal(out.address, whole.address[:count])
+            assert out.user_end[0] == (_native.END_CUT if count < len(whole.address) else _native.END_START)
+        nowhere = engine.add_space([], [], [], [])
+        assert engine.walk(traced.user_samples(registers, [], nowhere)).user_end[0] == _native.END_NO_MAPPING
+        anonymous = engine.add_space([0], [1 << 47], [0], [-1])
+        assert engine.walk(traced.user_samples(registers, [], anonymous)).user_end[0] == _native.END_NO_TABLE
