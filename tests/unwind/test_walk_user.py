@@ -90,7 +90,9 @@ def test_frame_pointers_without_tables(tmp_path: Path) -> None:
     addresses = from_the_program(out, said)
     assert len(addresses) >= 12 and addresses == said[: len(addresses)]
     assert out.user_end[0] == _native.END_NO_TABLE
-    assert set(out.how.tolist()[1:]) == {_native.HOW_FP | _native.FRAME_USER | _native.FRAME_RETURN}
+    # The leaf may have pushed nothing: then what called it is at the top of the stack.
+    ways = [how & 15 for how in out.how.tolist()[1:]]
+    assert set(ways[1:]) == {_native.HOW_FP} and ways[0] in {_native.HOW_FP, _native.HOW_RETURN}
 
 
 def expected_chain(shadow: list[tuple[int, int]], ip: int) -> list[int]:

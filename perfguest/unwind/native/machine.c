@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 #include "machine.h"
 
-/* NMI on a fault on an interrupt on a task is three, a leaf that stays where it is one more. */
+/* NMI on a fault on an interrupt on a task is three. */
 #define MAX_CROSSINGS	8
 
 size_t pg_copy_of(const struct pg_machine *m, uint64_t sp)
@@ -36,8 +36,7 @@ enum pg_end pg_check_progress(struct pg_machine *m, uint64_t sp_before)
 
 	if (sp > sp_before)
 		return 0;
-	if ((sp != sp_before && pg_copy_of(m, sp) == pg_copy_of(m, sp_before)) ||
-	    ++m->crossings > MAX_CROSSINGS)
+	if (pg_copy_of(m, sp) == pg_copy_of(m, sp_before) || ++m->crossings > MAX_CROSSINGS)
 		return PG_END_BAD;
 	return 0;
 }

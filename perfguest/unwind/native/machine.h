@@ -23,7 +23,7 @@ struct pg_machine {
 	uint64_t regs[PG_REGISTERS];
 	uint32_t known;		/* a bit for each register */
 	uint32_t cut;		/* unknown for want of a word in the copies */
-	uint32_t crossings;	/* steps that did not go up, to a stack that lies lower or nowhere */
+	uint32_t crossings;	/* from one stack to another that lies lower */
 };
 
 #define PG_NO_COPY	SIZE_MAX
@@ -64,8 +64,7 @@ static inline enum pg_end pg_why_unknown(const struct pg_machine *m, unsigned in
 
 /*
  * After a step: did the stack go up? It may go down when another stack begins,
- * and stay where it is under a function that has taken its return address off
- * it (vfork), but not again and again. 0 or PG_END_BAD.
+ * but not again and again. 0 or PG_END_BAD.
  */
 enum pg_end pg_check_progress(struct pg_machine *m, uint64_t sp_before);
 

@@ -179,7 +179,8 @@ enum pg_end pg_walk_user(struct pg_walk *walk)
 				end = 0;
 			exact = false;
 		}
-		if (!end)
+		/* A leaf that has taken its return address off the stack (vfork) has no frame. */
+		if (!end && !(leaf && m->regs[PG_RSP] == sp))
 			end = pg_check_progress(m, sp);
 		if (end)
 			return end;
