@@ -70,7 +70,7 @@ class AddressSpaces:
         order = np.lexsort((addresses, image))
         rows = np.full(len(order), -1, np.int64)
         numbers, firsts = np.unique(image[order], return_index=True)
-        for number, first, last in zip(numbers.tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(order)], strict=True):
+        for number, first, last in zip(numbers.tolist(), firsts.tolist(), np.append(firsts, len(order))[1:].tolist(), strict=True):
             if number >= 0:
                 part = order[first:last]
                 rows[part] = self._find_in(self._images[number], time[part], addresses[part])

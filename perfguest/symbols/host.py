@@ -96,7 +96,7 @@ class HostSymbols:
         self._set_mappings(out, mapped, rows)
         file_offset = addresses[mapped] - self._mmaps.start[rows] + self._mmaps.pgoff[rows]
         numbers, firsts = np.unique(self._row_dso[rows], return_index=True)
-        for number, first, last in zip(numbers.tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
+        for number, first, last in zip(numbers.tolist(), firsts.tolist(), np.append(firsts, len(rows))[1:].tolist(), strict=True):
             elf, build_id = self._file(self._dsos[number])
             out.set_dso(mapped[first:last], Dso(self._dsos[number].name, build_id))
             if elf is not None:
