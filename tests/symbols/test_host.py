@@ -245,6 +245,14 @@ def test_kernel_mapping_and_build_id(record: Callable[..., PerfData]) -> None:
     assert {unnamed.dsos[index].name for index in unnamed.dso.tolist() if index >= 0} >= {"[kernel.kallsyms]"}
 
 
+def test_no_addresses(record: Callable[..., PerfData]) -> None:
+    """A recording in which no sample hit a program of the host."""
+    host = HostSymbols(record(), None)
+    none = np.zeros(0, np.int32)
+    resolved = host.resolve_user(none, none.astype(np.int64), none.astype(np.uint64))
+    assert len(resolved.name) == 0 and resolved.names == []
+
+
 def test_bad_kallsyms_is_an_error(record: Callable[..., PerfData]) -> None:
     with pytest.raises(FormatError, match="no list"):
         HostSymbols(record(), b"nothing")
