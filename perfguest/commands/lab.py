@@ -59,6 +59,7 @@ class Progress:
 @click.option("--pin-guest", type=int, metavar="CPU", help="Bind the guests to this CPU of the host (NMIs go to CPU 0).")
 @click.option("--timeout", type=float, metavar="SECONDS", help="End COMMAND, and fail, after this time.")
 @click.option("--boot-timeout", default=900.0, show_default=True, metavar="SECONDS", help="Give up a boot after this time.")
+@click.option("--emulator", type=_PATH, metavar="DIR", help="Another QEMU for the host: DIR as dpkg-deb -x makes it of qemu-system-x86 and qemu-system-data.")
 @click.option("--dmesg", type=_PATH, metavar="FILE", help="Write the host's kernel log here in the end.")
 @click.option("--keep-logs", type=_PATH, metavar="DIR", help="Copy all consoles here in the end.")
 @click.option("--share", type=_PATH, multiple=True, metavar="DIR", help="Share DIR read-write too.")
@@ -77,6 +78,7 @@ def lab(
     pin_guest: int | None,
     timeout: float | None,
     boot_timeout: float,
+    emulator: Path | None,
     dmesg: Path | None,
     keep_logs: Path | None,
     share: tuple[Path, ...],
@@ -98,6 +100,7 @@ def lab(
         guest_memory=guest_memory,
         pin_guest=pin_guest,
         boot_timeout=boot_timeout,
+        emulator=emulator,
         keep_logs=keep_logs,
         shares=share,
     )

@@ -22,7 +22,7 @@ PATHS = HostPaths()
 
 def sampled(streams: dict[int, int]) -> int:
     """Waits for records on any stream, and says how many bytes came."""
-    ready, _, _ = select.select(list(streams.values()), [], [], 60)
+    ready, _, _ = select.select(list(streams.values()), [], [], 300)
     return sum(len(os.read(fd, 1 << 20)) for fd in ready)
 
 

@@ -133,6 +133,13 @@ def test_a_guest_that_never_comes_up_is_booted_once_more_and_told(machineless: M
     assert any("no word on its console for 2 s" in line and "once more" in line for line in told)
 
 
+def test_a_host_that_dies_while_booting_is_booted_once_more(machineless: MakeLab) -> None:
+    told: list[str] = []
+    with machineless(["kill -9 $PPID"], [GOOD_GUEST], report=told.append) as lab:
+        assert lab.run(["true"]).returncode == 0
+    assert any("host is gone" in line and "once more" in line for line in told)
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from perfguest.capture.lab import kernels, payload
 from perfguest.capture.lab.cpio import initramfs, tree
 from perfguest.capture.lab.kernels import Kernel, find_kernel, image_release, load_order, module_bytes, module_name
-from perfguest.capture.lab.machine import Machine
+from perfguest.capture.lab.machine import Machine, host_argv
 from perfguest.capture.lab.options import LabOptions
 from perfguest.capture.lab.session import GuestNeverUp
 from perfguest.capture.lab.wire import Kind, Unpacker, pack
@@ -212,7 +212,7 @@ def test_a_killed_lab_leaves_no_qemu(kernel: Kernel, tmp_path: Path) -> None:
     words = _child_that_is_killed(
         f"""if True:
         from pathlib import Path
-        from perfguest.capture.lab.machine import Machine
+        from perfguest.capture.lab.machine import Machine, host_argv
         machine = Machine(kernel=Path({str(kernel.image)!r}), initrd=Path({str(initrd)!r}), directory=Path({str(tmp_path)!r}), shared=[], cpus=1, memory=256)
         print(machine.process.pid, machine.qmp.execute("query-status")["status"], flush=True)
         input()
@@ -283,3 +283,16 @@ def test_trouble_in_the_kernel_log_is_seen(line: str) -> None:
 def test_errors_know_their_exit_codes() -> None:
     assert issubclass(GuestNeverUp, PerfguestError)
     assert GuestNeverUp("").exit_code == LabError.exit_code
+
+
+def test_another_emulator_brings_its_firmware(tmp_path: Path) -> None:
+    rest = {"kernel": Path("k"), "initrd": Path("i"), "directory": tmp_path, "shared": (), "cpus": 1, "memory": 1024}
+    fds = {"agent": 3, "control": 4, "qmp": 5}
+    with pytest.raises(UsageError, match="no usr/bin/qemu-system-x86_64"):
+        host_argv(**rest, fds=fds, emulator=tmp_path)
+    program = tmp_path / "usr/bin/qemu-system-x86_64"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    argv = host_argv(**rest, fds=fds, emulator=tmp_path)
+    assert argv[:3] == [str(program), "-L", str(tmp_path / "usr/share/qemu")]
+    assert "-L" not in host_argv(**rest, fds=fds)

@@ -13,10 +13,12 @@ from types import TracebackType
 
 from perfguest.capture.lab.payload import share_tag
 from perfguest.capture.lab.qmp import Qmp
-from perfguest.errors import EnvironmentProblem, LabError
+from perfguest.errors import EnvironmentProblem, LabError, UsageError
 
 PORTS = ("agent", "control")
 _QEMU = "qemu-system-x86_64"
+# Of Debian's packages seabios and qemu-system-data.
+_FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu")
 # A path of a socket may be 107 bytes long (unix(7)).
 _LONGEST_DIRECTORY = 80
 
@@ -27,6 +29,16 @@ def find_qemu() -> str:
     if not found:
         raise EnvironmentProblem(f"no {_QEMU}", "apt install qemu-system-x86")
     return found
+
+
+def _emulator(directory: Path | None) -> list[str]:
+    """The first words of the host's command line: the installed QEMU, or another one with its firmware, or else the installed one's."""
+    if directory is None:
+        return [find_qemu()]
+    program = directory / "usr/bin" / _QEMU
+    if not program.is_file():
+        raise UsageError(f"{directory}: no usr/bin/{_QEMU} in it", "Give a directory as dpkg-deb -x makes it of qemu-system-x86 and qemu-system-data.")
+    return [str(program), *(word for place in (directory / "usr/share/qemu", *_FIRMWARE) for word in ("-L", str(place)))]
 
 
 class ScratchDirectory:
@@ -67,9 +79,10 @@ def host_argv(
     cpus: int,
     memory: int,
     fds: Mapping[str, int],
+    emulator: Path | None = None,
 ) -> list[str]:
     """QEMU's command line for a KVM host. ``fds`` holds a connected socket for each of PORTS and one named ``qmp``."""
-    argv = [find_qemu(), "-name", "perfguest-lab", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
+    argv = [*_emulator(emulator), "-name", "perfguest-lab", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
     argv += ["-smp", str(cpus), "-m", f"{memory}M", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-kernel", str(kernel), "-initrd", str(initrd)]
     argv += ["-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off log_buf_len=8M rdinit=/init"]
@@ -88,13 +101,13 @@ def host_argv(
 class Machine:
     """A running host. ``ports`` are our ends of its virtio ports; ``directory / "qmp"`` is a monitor for others."""
 
-    def __init__(self, *, kernel: Path, initrd: Path, directory: Path, shared: Sequence[Path], cpus: int, memory: int) -> None:
+    def __init__(self, *, kernel: Path, initrd: Path, directory: Path, shared: Sequence[Path], cpus: int, memory: int, emulator: Path | None = None) -> None:
         self.directory = directory
         self.console = directory / "console"
         self._log = directory / "qemu.log"
         pairs = {name: socket.socketpair() for name in ("qmp", *PORTS)}
         theirs = {name: pair[1].fileno() for name, pair in pairs.items()}
-        argv = host_argv(kernel=kernel, initrd=initrd, directory=directory, shared=shared, cpus=cpus, memory=memory, fds=theirs)
+        argv = host_argv(kernel=kernel, initrd=initrd, directory=directory, shared=shared, cpus=cpus, memory=memory, fds=theirs, emulator=emulator)
         self.process = self._start(argv, list(theirs.values()))
         for _, their in pairs.values():
             their.close()

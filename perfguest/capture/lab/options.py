@@ -21,6 +21,7 @@ class LabOptions:
     the directories of their modules where those are not to be found beside the image or in /lib/modules. ``pin_guest`` is the CPU that all of a
     guest's threads are bound to. ``boot_timeout`` bounds one boot of host and guests together, ``stall`` and
     ``host_stall`` how long a guest and the host may be silent.
+    ``emulator`` is a directory with another QEMU for the host than the installed one, as ``dpkg-deb -x`` makes it of Debian's packages.
     ``keep_logs`` is a directory that gets all consoles in the end, ``shares`` are directories that are shared read-write as ``cwd`` is.
     """
 
@@ -37,6 +38,7 @@ class LabOptions:
     stall: float = 120.0
     host_stall: float = 360.0
     boots: int = 2
+    emulator: Path | None = None
     keep_logs: Path | None = None
     shares: tuple[Path, ...] = ()
     cwd: Path = field(default_factory=lambda: Path(os.getcwd()))  # noqa: PTH109

@@ -31,6 +31,10 @@ class GuestNeverUp(LabError):
     """A guest did not reach its marker: the emulator loses about one in fifteen."""
 
 
+class HostGone(LabError):
+    """The emulator ended, or its kernel panicked."""
+
+
 class Lab:
     """A KVM host in software emulation, with guests that run.
 
@@ -106,7 +110,7 @@ class Lab:
             try:
                 self._boot_once()
                 return
-            except GuestNeverUp as error:
+            except (GuestNeverUp, HostGone) as error:
                 if attempt == self.options.boots:
                     raise
                 self._report(f"{error.message}; the emulator does that now and then: booting once more")
@@ -125,6 +129,7 @@ class Lab:
             shared=options.shared,
             cpus=options.cpus,
             memory=options.memory,
+            emulator=options.emulator,
         )
         for number in range(options.guests):
             self.guest_console_path(number).unlink(missing_ok=True)
@@ -340,10 +345,10 @@ class Lab:
             if len(self._pids) == self.options.guests:
                 self._report(text)
 
-    def _host_gone(self) -> LabError:
+    def _host_gone(self) -> HostGone:
         assert self._machine  # noqa: S101
         self._gone = True
-        return LabError("the lab's host is gone", f"{self._machine.messages()}\n{self._tails()}".strip())
+        return HostGone("the lab's host is gone", f"{self._machine.messages()}\n{self._tails()}".strip())
 
     def _tails(self) -> str:
         """The end of the console that matters: a guest's, if it was the guest that failed."""
