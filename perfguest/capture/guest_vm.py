@@ -16,6 +16,7 @@ from perfguest.capture.guest_tasks import GuestTasks
 from perfguest.capture.observer import TaskSeen
 from perfguest.errors import CaptureError, PerfguestError
 from perfguest.formats.guest_stream import VmRecord
+from perfguest.guest import wire
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
 
@@ -23,6 +24,8 @@ _MOST_HINTS = 64
 _MOST_SLOTS = 4096
 _OPENINGS = 6
 _READERS = 3
+#: Of one opening.
+_MOST_WANTS = 8
 #: Slots at least so large are the guest's RAM: when they change, what was known of it does not hold.
 _LARGE_SLOT = 64 << 20
 
@@ -41,7 +44,8 @@ class GuestState:
 
 
 class GuestVm:
-    """``start``: makes a reader for a VMM's process, or gives None to be asked again later; ``tell``: tells the module where tasks are (None: forget)."""
+    """``start``: makes a reader for a VMM's process, or gives None to be asked again later; ``tell``: tells the module where tasks are (None: forget).
+    ``offer``: takes what tables of a kernel (its fingerprint) can be made of."""
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class GuestVm:
         store: GuestStore,
         start: Callable[[int], ReaderProcess | None],
         tell: Callable[[int, TaskLayout | None], None],
+        offer: Callable[[str, bytes], None],
         *,
         with_processes: bool,
     ) -> None:
@@ -59,6 +64,9 @@ class GuestVm:
         self._store = store
         self._start = start
         self._tell = tell
+        self._offer = offer
+        self._raw = b""
+        self._wants = 0
         self._with_processes = with_processes
         self._record: VmRecord | None = None
         self._hints: dict[int, bool] = {}
@@ -190,7 +198,7 @@ class GuestVm:
         latest = list(self._hints.items())[::-1]
         hints = sorted(latest, key=lambda hint: not hint[1])
         self._openings += 1
-        self._vm_kernel, self._kernel_key = None, ""
+        self._vm_kernel, self._kernel_key, self._raw, self._wants = None, "", b"", 0
         self._ask(
             {
                 "do": "open",
@@ -199,6 +207,7 @@ class GuestVm:
                 "hints": [[cr3, record.lstar] for cr3, _ in hints],
                 "la57": self._la57,
                 "known": self._store.known_kernels()[-4096:],
+                "tables": self._store.candidates(),
             }
         )
 
@@ -226,6 +235,12 @@ class GuestVm:
             parse(kernel, message.payload)
             check_kernel(kernel)
             self._kernel_key = self._store.kernel(kernel)
+        elif message.kind == Kind.RAW and self._asked.get("do") == "open" and not self._raw:
+            self._raw = message.payload
+        elif message.kind == Kind.WANT and self._asked.get("do") == "open" and self._wants < _MOST_WANTS:
+            self._wants += 1
+            if self.reader:
+                self.reader.push(wire.frame(Kind.TABLES, self._store.tables(str(message.value.get("mark"))).SerializeToString()))
         elif message.kind == Kind.EVENT:
             event = pb.GuestEvent()
             parse(event, message.payload)
@@ -287,6 +302,13 @@ class GuestVm:
         mark = str(value.get("fingerprint", ""))
         if kernel.kernel:
             kernel.kernel = self._kernel_key or self._store.known_kernel(kernel.kernel, mark)
+            if mark and not kernel.kernel and mark not in self._store.known_kernels():
+                # It was in the cache, and is damaged: now it has to be read.
+                self._opened({}, "its kernel in the cache is damaged")
+                return
+        raw, self._raw = self._raw, b""
+        if raw and self._kernel_key:
+            self._offer(mark, raw)
         kernel.vm_pid, kernel.vm_id = self.pid, self.vm_id
         if record:
             kernel.time, kernel.lstar = record.time, record.lstar

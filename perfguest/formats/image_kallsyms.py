@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -38,7 +38,17 @@ _DIGITS = re.compile(b"".join(b"%d\\x00" % digit for digit in range(10)))
 _MIN_MARKERS = 8
 # Of what looks like a table so many are looked into, so that no made-up file takes hours.
 _MAX_TRIES = 16
+_NO_KINDS = np.empty(0, np.uint8)
 _HINT = "Give the guest's /proc/kallsyms or its System.map instead."
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All tables in one piece: ``start`` and ``end`` are addresses. ``base``: the address of ``relative_base``, the one word that is moved with the image."""
+
+    start: int
+    end: int
+    base: int | None
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,13 @@ class ImageSymbols:
     """Symbols in ascending order of ``address`` (uint64, as linked); symbols of one address stand in the kernel's order.
 
     ``kind``: uint8, the type's character as ``nm`` has it (``t``, ``T``, ``W``…). ``names``: text, one per symbol. All have the same length.
+    ``tables``: where the tables lie that they were decoded from; None if their bytes are not the same wherever the image is moved.
     """
 
     address: U64
     kind: U8
     names: list[str]
+    tables: Tables | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,9 +87,9 @@ def decode_kallsyms(data: bytes, address: int, text_address: int, path: str) -> 
             if names is None:
                 continue
             kind, texts = _spell(names, table.tokens)
-            columns = _addresses(body, address + shift, _Places(names_at, table.end, count), _text_symbols(texts), text_address)
-            if columns is not None:
-                return ImageSymbols(columns, kind, texts)
+            placed = _addresses(body, address + shift, _Places(names_at, table.end, count), _text_symbols(texts), text_address)
+            if placed is not None:
+                return replace(placed, kind=kind, names=texts)
     what = "a kernel symbol table in a form that is not known" if found else "no kernel symbol table in it"
     raise FormatError(f"{path}: {what}", _HINT)
 
@@ -195,8 +207,8 @@ def _text_symbols(names: list[str]) -> list[int]:
     return found
 
 
-def _addresses(body: bytes, address: int, places: _Places, text_symbols: list[int], text_address: int) -> U64 | None:
-    """The column of addresses that puts ``_text`` where ``.text`` is, or None. The four ways, each in either place:
+def _addresses(body: bytes, address: int, places: _Places, text_symbols: list[int], text_address: int) -> ImageSymbols | None:
+    """The column of addresses, without kinds and names, that puts ``_text`` where ``.text`` is, or None. The four ways, each in either place:
 
     - *place-relative*: s32, distance from the entry itself. Since Linux commit a081b5789255 ("kallsyms: Get rid of kallsyms relative
       base"), v7.0.
@@ -216,18 +228,19 @@ def _addresses(body: bytes, address: int, places: _Places, text_symbols: list[in
         signed = np.frombuffer(body, "<i4", count, offsets_at).astype(np.int64)
         offsets = signed.view(np.uint64)
         own_places = np.arange(count, dtype=np.uint64) * np.uint64(4) + np.uint64((address + offsets_at) % (1 << 64))
-        ways = [offsets + own_places]
+        ways = [(offsets + own_places, False)]
         if base_at + 8 <= len(body):
             base = np.frombuffer(body, "<u8", 1, base_at)
-            ways += [np.where(signed >= 0, offsets, base - np.uint64(1) - offsets), base + (offsets & np.uint64(0xFFFFFFFF))]
-        for way in ways:
+            ways += [(np.where(signed >= 0, offsets, base - np.uint64(1) - offsets), True), (base + (offsets & np.uint64(0xFFFFFFFF)), True)]
+        for way, based in ways:
             if _right(way, text_symbols, text_address):
-                return way
+                start, end = min(offsets_at, num_syms_at), max(index_end, base_at + 8 if based else offsets_at + 4 * count)
+                return ImageSymbols(way, _NO_KINDS, [], Tables(address + start, address + end, address + base_at if based else None))
     for addresses_at in (index_end, num_syms_at - 8 * count):
         if 0 <= addresses_at <= len(body) - 8 * count:
             way64 = np.frombuffer(body, "<u8", count, addresses_at)
             if _right(way64, text_symbols, text_address):
-                return way64
+                return ImageSymbols(way64, _NO_KINDS, [])
     return None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader of guests' memory that does what its first argument says, by perfguest/guest/wire.py: fake_reader.py MODE MEMORY CHANNEL PARENT OPTIONS."""
+"""A reader of guests' memory that does what its first argument says, by perfguest/guest/wire.py: fake_reader.py MODE CHANNEL PARENT, a zygote."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any
 
-from perfguest.guest import wire
+from perfguest.guest import wire, zygote
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
 
@@ -113,5 +113,10 @@ class Reader:
         self.done(found=True)
 
 
+def live(memory: int, channel: int, parent: int, limits: dict[str, Any]) -> int:
+    Reader(sys.argv[1], channel).run()
+    return 0
+
+
 if __name__ == "__main__":
-    Reader(sys.argv[1], int(sys.argv[3])).run()
+    zygote.serve(int(sys.argv[2]), int(sys.argv[3]), live)

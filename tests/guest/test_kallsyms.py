@@ -75,7 +75,7 @@ def test_symbols_without_the_syscall_entry_are_refused() -> None:
 
 
 def test_first_of_a_name() -> None:
-    symbols = Symbols(np.array([1, 5, 5, 9], np.uint64), b"tTtt", [b"a", b"b", b"c", b"a"])
+    symbols = Symbols(np.array([1, 5, 5, 9], np.uint64), b"tTtt", b"a\0b\0c\0a\0")
     assert [symbols.address_of(name) for name in "abcd"] == [1, 5, 5, None]
     assert (symbols.at(5), symbols.at(6)) == ([b"b", b"c"], [])
     assert [symbols.before(address) for address in (0, 1, 8, 9, 1 << 63)] == [None, 0, 2, 3, 3]
