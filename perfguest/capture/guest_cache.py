@@ -25,7 +25,8 @@ from perfguest.capture.guest_check import check_kernel, check_tables
 from perfguest.errors import CaptureError
 from perfguest.formats.guest_snapshot import MAX_UNPACKED
 from perfguest.guest import wire
-from perfguest.proto import guest_pb2 as pb, tables_pb2
+from perfguest.proto import guest_pb2 as pb
+from perfguest.proto import tables_pb2
 
 #: Kernels that are kept, the latest used, and their bytes in all.
 MOST_KERNELS, MOST_BYTES = 32, 512 << 20

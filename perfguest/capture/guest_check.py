@@ -15,7 +15,8 @@ from perfguest.capture.debugfs import TaskLayout
 from perfguest.errors import CaptureError, FormatError
 from perfguest.formats.guest_snapshot import is_key
 from perfguest.guest.tables import check_raw
-from perfguest.proto import guest_pb2 as pb, tables_pb2
+from perfguest.proto import guest_pb2 as pb
+from perfguest.proto import tables_pb2
 
 LEVELS = ("addresses", "symbols", "processes")
 

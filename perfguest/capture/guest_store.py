@@ -11,7 +11,8 @@ from typing import Any
 from perfguest.capture.guest_cache import KernelCache
 from perfguest.formats.guest_snapshot import SnapshotWriter
 from perfguest.guest import wire
-from perfguest.proto import guest_pb2 as pb, tables_pb2
+from perfguest.proto import guest_pb2 as pb
+from perfguest.proto import tables_pb2
 
 #: Bytes of one file's pages, and of all files' of a recording.
 FILE_BUDGET = 64 << 20

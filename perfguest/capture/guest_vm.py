@@ -10,6 +10,7 @@ from typing import Any
 
 from perfguest.capture.debugfs import TaskLayout
 from perfguest.capture.guest_check import check_binary, check_kernel, check_layout, check_process, check_vm_kernel, parse
+from perfguest.capture.guest_modules import ModuleWatch
 from perfguest.capture.guest_reader import Message, ReaderProcess
 from perfguest.capture.guest_store import GuestStore
 from perfguest.capture.guest_tasks import GuestTasks
@@ -65,6 +66,8 @@ class GuestVm:
         self._start = start
         self._tell = tell
         self._offer = offer
+        self._modules = ModuleWatch()
+        self._when = 0
         self._raw = b""
         self._wants = 0
         self._with_processes = with_processes
@@ -106,6 +109,10 @@ class GuestVm:
         if self._with_processes:
             self.tasks.saw_hits(tgid, page, count, when)
 
+    def saw_code(self, pages: set[int], when: int) -> None:
+        self._when = when
+        self._modules.saw(pages, when)
+
     # What is done about it.
 
     @property
@@ -143,6 +150,11 @@ class GuestVm:
         except CaptureError as error:
             self._lost_reader(error)
 
+    def end(self) -> None:
+        """Sampling has ended: there will be nothing new."""
+        if self._open and self._record is not None:
+            self._modules.end(max(self._when, self._record.time))
+
     def finish(self) -> None:
         """Ends it; what is not there yet will not be."""
         unfinished = self._ready and (not self.idle)
@@ -166,6 +178,7 @@ class GuestVm:
     def _begin_again(self) -> None:
         if self._open and self._with_processes:
             self._forget_tasks()
+        self._modules = ModuleWatch()
         self._open = self._given_up = False
         self._openings = self._readers = 0
         self._reboots += 1
@@ -217,13 +230,16 @@ class GuestVm:
     def _ask(self, request: dict[str, Any]) -> None:
         if self.reader:
             self._asked = request
+            if request["do"] == "modules":
+                self._modules.asked()
             self.tasks.begin(request)
             self.reader.ask(request)
 
     def _next(self) -> dict[str, Any] | None:
-        if not self._open or not self._with_processes or not (request := self.tasks.next_request()):
+        if not self._open:
             return None
-        return {**self._identity(request.get("time", 0)), **request}
+        request = self._modules.request() or (self.tasks.next_request() if self._with_processes else None)
+        return {**self._identity(request.get("time", 0)), **request} if request else None
 
     def _take(self, message: Message) -> None:
         if message.kind == Kind.HELLO:
@@ -267,6 +283,9 @@ class GuestVm:
         if which == "kernel" and asked == "open":
             check_vm_kernel(event.kernel)
             self._vm_kernel = event.kernel
+        elif which == "kernel" and asked == "modules":
+            check_vm_kernel(event.kernel)
+            self._take_modules(event.kernel)
         elif which == "process" and asked == "process":
             check_process(event.process)
             process = event.process
@@ -275,6 +294,16 @@ class GuestVm:
             self._store.event(event)
         else:
             raise CaptureError("the reader of the guest's memory sent what was not asked for", "The guest may be hostile. Recording went on without it.")
+
+    def _take_modules(self, kernel: pb.VmKernel) -> None:
+        """Of the kernel that is open: what else the message says of it is not taken."""
+        told = self._vm_kernel
+        if told is None or not self._modules.took(pb.VmKernel(lstar=told.lstar, modules=kernel.modules, bpf=kernel.bpf)):
+            return
+        again = pb.VmKernel(modules=kernel.modules, bpf=kernel.bpf, reason=kernel.reason, cpu_seconds=kernel.cpu_seconds)
+        again.vm_pid, again.vm_id, again.time = self.pid, self.vm_id, self._asked["time"]
+        again.kernel, again.kaslr_offset, again.lstar, again.level = told.kernel, told.kaslr_offset, told.lstar, told.level
+        self._store.event(pb.GuestEvent(kernel=again))
 
     def _take_done(self, value: dict[str, Any]) -> None:
         asked, self._asked = self._asked, {}
@@ -285,6 +314,9 @@ class GuestVm:
             self.tasks.end_process(gone=not failed and not value.get("found"))
             if failed:
                 self._note(f"a process could not be read: {failed}")
+        elif asked.get("do") == "modules" and failed:
+            self._modules.failed()
+            self._note(f"modules that were loaded since could not be read: {failed}")
         elif asked.get("do") == "binary":
             self.tasks.end_file(asked)
             if failed:
@@ -313,12 +345,11 @@ class GuestVm:
         if record:
             kernel.time, kernel.lstar = record.time, record.lstar
         self._store.event(pb.GuestEvent(kernel=kernel))
+        self._modules.took(kernel)
         self._open = True
         self.state.level, self.state.reason = kernel.level, kernel.reason
         self.state.release = str(value.get("release", ""))[:100]
-        if not self._with_processes:
-            self.close()
-        elif layout:
+        if layout and self._with_processes:
             self._tell_tasks(layout)
 
     def _tell_tasks(self, layout: TaskLayout) -> None:

@@ -154,6 +154,8 @@ class Guests:
             # The next VM most likely runs the same kernel: then it costs little once the tables are made.
             opening = _MOST_OPENING if tables.busy else sum(vm.opening for vm in self._vms.values())
             for vm in self._vms.values():
+                if stopping:
+                    vm.end()
                 before = vm.opening
                 vm.step(may_open=before or opening < _MOST_OPENING, hurry=stopping)
                 opening += vm.opening - before
@@ -166,7 +168,8 @@ class Guests:
     def _wait(self, tables: TablesMaker) -> None:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
-        readers: dict[int, GuestVm | TablesMaker] = {one.reader.fd: one for one in (tables, *self._vms.values()) if one.reader}
+        talking: list[GuestVm | TablesMaker] = [tables, *self._vms.values()]
+        readers = {one.reader.fd: one for one in talking if one.reader}
         for fd, one in readers.items():
             poll.register(fd, select.POLLIN | (select.POLLOUT if one.reader and one.reader.wants_to_write else 0))
         for fd, _ in poll.poll(_TICK_SECONDS * 1000):
@@ -184,6 +187,8 @@ class Guests:
                 self._vm(vm_id).saw_page_tables(hints, vm_id in seen.la57)
             for task in seen.new:
                 self._vm(task.vm_id).saw_task(task)
+            for vm_id, pages in seen.code.items():
+                self._vm(vm_id).saw_code(pages, seen.time)
             for (vm_id, tgid, _, page), count in seen.hits.items():
                 self._vm(vm_id).saw_hits(tgid, page, count, seen.time)
 

@@ -140,8 +140,8 @@ class BtfTable:
     def named(self, name: str, kind: int) -> int | None:
         """The number of the first type with this name and kind."""
         for offset in self._offsets(name):
-            found = np.flatnonzero((self._names == offset) & (self._kinds == kind)) if offset else ()
-            if len(found):
+            found = np.flatnonzero((self._names == offset) & (self._kinds == kind)).tolist() if offset else []
+            if found:
                 return int(found[0]) + 1
         return None
 

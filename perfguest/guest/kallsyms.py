@@ -33,8 +33,8 @@ _TOKENS_SIZE = 1 << 13
 
 
 class Symbols:
-    """Symbols as ``/proc/kallsyms`` has them: ``addresses`` (uint64, as in memory, ascending), ``types`` (one letter each), ``spelled``: their names, each with a
-    NUL behind it. ``tables``: where they were decoded from, see :class:`perfguest.formats.image_kallsyms.ImageSymbols`."""
+    """Symbols as ``/proc/kallsyms`` has them: ``addresses`` (uint64, as in memory, ascending), ``types`` (one letter each), ``spelled``: their names, each
+    with a NUL behind it. ``tables``: where they were decoded from, see :class:`perfguest.formats.image_kallsyms.ImageSymbols`."""
 
     def __init__(self, addresses: U64, types: bytes, spelled: bytes, tables: Tables | None = None) -> None:
         self.addresses, self.types, self.spelled, self.tables = addresses, types, spelled, tables

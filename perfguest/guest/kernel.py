@@ -157,23 +157,32 @@ def open_kernel(memory: GuestMemory, hints: Iterable[tuple[int, int]], la57: boo
     return kernel
 
 
-def find_known(
-    memory: GuestMemory, hints: Iterable[tuple[int, int]], la57: bool, candidates: Sequence[tables.Candidate]
-) -> Iterator[tuple[tables.Candidate, int, int, int]]:
-    """(Candidate, page table, LSTAR, distance that KASLR moved it) of those of the known kernels that the guest may run. Sets ``memory.la57``."""
+@dataclass(frozen=True)
+class FoundKernel:
+    """One of the known kernels that a guest may run: with these page tables, and KASLR moved it by ``offset``."""
+
+    candidate: tables.Candidate
+    la57: bool
+    table: int
+    lstar: int
+    offset: int
+
+
+def find_known(memory: GuestMemory, hints: Iterable[tuple[int, int]], la57: bool, candidates: Sequence[tables.Candidate]) -> Iterator[FoundKernel]:
+    """Those of the known kernels whose build id the guest has where they have it. Sets ``memory.la57``."""
     for cr3, lstar in islice(hints, MAX_HINTS if candidates else 0):
         for levels, table in _tables(cr3, la57):
             memory.la57 = levels
-            for _, candidate, offset in tables.find(memory.read_virtual, [table], lstar, candidates):
-                memory.la57 = levels
-                yield candidate, table, lstar, offset
+            found = [FoundKernel(one, levels, table, lstar, offset) for one, offset in tables.find(memory.read_virtual, table, lstar, candidates)]
+            yield from found
 
 
-def open_known(memory: GuestMemory, table: int, lstar: int, offset: int, known: tables_pb2.KernelTables) -> LiveKernel:
-    """Opens a kernel whose tables are known, once the guest's memory was held against them.
+def open_known(memory: GuestMemory, found: FoundKernel, known: tables_pb2.KernelTables) -> LiveKernel:
+    """Opens a kernel whose tables are known, once the guest's memory was held against them. Sets ``memory.la57``.
 
     Raises :class:`FormatError` or :class:`GuestFault` if it is not this kernel after all, or its memory is not to be read now.
     """
+    memory.la57, table, lstar, offset = found.la57, found.table, found.lstar, found.offset
     data = tables.check(known.raw, offset, lambda address, size: memory.read_virtual(table, address, size))
     symbols = tables.symbols_of(known, offset)
     swapper = symbols.address_of("swapper_pg_dir") or symbols.address_of("init_top_pgt")

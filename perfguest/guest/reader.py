@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that reads one guest's memory, forked by :mod:`perfguest.guest.zygote` for this guest alone.
 
-It gives up its rights, says ``HELLO`` and answers requests (:mod:`perfguest.guest.wire`) until the channel ends. Whatever fails is said in ``DONE``: a guest can
-break any code that reads it.
+It gives up its rights, says ``HELLO`` and answers requests (:mod:`perfguest.guest.wire`) until the channel ends. Whatever fails is said in ``DONE``: a guest
+can break any code that reads it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from perfguest.formats.guest_stream import Memslot
 from perfguest.guest import sandbox, wire
 from perfguest.guest.memory import GuestFault
 from perfguest.guest.wire import Kind
-from perfguest.proto import guest_pb2 as pb, tables_pb2
+from perfguest.proto import guest_pb2 as pb
+from perfguest.proto import tables_pb2
 
 if TYPE_CHECKING:
     from perfguest.guest.kernel import LiveKernel
@@ -68,14 +69,15 @@ class _Guest:
 
         known = [tables.Candidate(one["mark"], bytes.fromhex(one["build_id"]), one["entry"], tuple(one["notes"])) for one in request["tables"]]
         asked: dict[str, tables_pb2.KernelTables] = {}
-        for candidate, table, lstar, offset in find_known(memory, hints, request["la57"], known if self._has_processes else []):
-            if candidate.mark not in asked:
+        for found in find_known(memory, hints, request["la57"], known if self._has_processes else []):
+            mark = found.candidate.mark
+            if mark not in asked:
                 if len(asked) >= _MOST_ASKED:
                     break
-                self._send(wire.pack(Kind.WANT, {"mark": candidate.mark}))
-                asked[candidate.mark] = tables_pb2.KernelTables.FromString(wire.receive_payload(self._channel, Kind.TABLES))
+                self._send(wire.pack(Kind.WANT, {"mark": mark}))
+                asked[mark] = tables_pb2.KernelTables.FromString(wire.receive_payload(self._channel, Kind.TABLES))
             try:
-                return open_known(memory, table, lstar, offset, asked[candidate.mark]), candidate.mark
+                return open_known(memory, found, asked[mark]), mark
             except (FormatError, GuestFault):
                 # It only says to be that kernel, or this page table is gone: there may be another one, and else it is read as if nothing were known.
                 continue
@@ -102,6 +104,13 @@ class _Guest:
 
         raw = tables_pb2.KernelRaw.FromString(wire.receive_payload(self._channel, Kind.RAW))
         self._send(wire.frame(Kind.TABLES, tables.decode(raw).SerializeToString()))
+        return {}
+
+    def modules(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends the kernel's modules and BPF programs as they are now."""
+        vm_kernel = self._kernel.vm_kernel_proto(request["vm_pid"], request["vm_id"], request["time"])
+        vm_kernel.cpu_seconds = time.process_time()
+        self._send(wire.frame(Kind.EVENT, pb.GuestEvent(kernel=vm_kernel).SerializeToString()))
         return {}
 
     def process(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +151,8 @@ class _Guest:
         if self._kernel is None and request["do"] not in {"open", "tables"}:
             return {"failed": "its kernel is not open"}
         try:
-            return {"open": self.open, "tables": self.tables, "process": self.process, "binary": self.binary}[request["do"]](request)
+            methods = {"open": self.open, "tables": self.tables, "modules": self.modules, "process": self.process, "binary": self.binary}
+            return methods[request["do"]](request)
         except PerfguestError as error:
             return {"failed": error.message}
         except MemoryError:
@@ -179,8 +189,9 @@ def load() -> tuple[str, str]:
     return "", ""
 
 
-def read(memory: int, channel: int, parent: int, limits: dict[str, Any], unusable: str, missing: str) -> int:
-    """The reader's life; gives its exit status. ``unusable``, ``missing``: as :func:`load` gave them."""
+def read(loaded: tuple[str, str], memory: int, channel: int, parent: int, limits: dict[str, Any]) -> int:
+    """The reader's life; gives its exit status. ``loaded``: as :func:`load` gave it."""
+    unusable, missing = loaded
     sandbox.die_with(parent)
     sandbox.prepare()
     confined = sandbox.enter(parent, limits["memory"], limits["cpu"])

@@ -20,7 +20,8 @@ from perfguest.errors import FormatError
 from perfguest.formats.guest_snapshot import FORMAT_VERSION
 from perfguest.guest import wire
 from perfguest.guest.image import START_KERNEL_MAP, build_id_note
-from perfguest.guest.kallsyms import Symbols, decode as decode_symbols
+from perfguest.guest.kallsyms import Symbols
+from perfguest.guest.kallsyms import decode as decode_symbols
 from perfguest.guest.memory import GuestFault
 from perfguest.guest.orc import ENTRY_SIZE, read_orc
 from perfguest.guest.vmcoreinfo import release_in
@@ -131,23 +132,22 @@ def decode(raw: tables_pb2.KernelRaw) -> tables_pb2.KernelTables:
     )
 
 
-def find(read: Callable[[int, int, int], bytes], tables: Sequence[int], lstar: int, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Candidate, int]]:
-    """(Page table, candidate, distance that KASLR moved it) of those that the guest may run: the build id is where they have it, by the syscall entry at LSTAR.
+def find(read: Callable[[int, int, int], bytes], table: int, lstar: int, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, int]]:
+    """(Candidate, distance that KASLR moved it) of those that the guest may run: the build id is where they have it, by the syscall entry at LSTAR.
 
     ``read(page table, address, size)`` reads the guest's memory.
     """
-    for table in tables:
-        for candidate in candidates:
-            offset = lstar - candidate.entry
-            if offset % _KASLR_STEP or not 0 <= offset < _KASLR_END:
-                continue
-            address, size = candidate.notes
-            try:
-                notes = read(table, address + offset, size)
-            except GuestFault:
-                continue
-            if build_id_note(notes) == candidate.build_id:
-                yield table, candidate, offset
+    for candidate in candidates:
+        offset = lstar - candidate.entry
+        if offset % _KASLR_STEP or not 0 <= offset < _KASLR_END:
+            continue
+        address, size = candidate.notes
+        try:
+            notes = read(table, address + offset, size)
+        except GuestFault:
+            continue
+        if build_id_note(notes) == candidate.build_id:
+            yield candidate, offset
 
 
 def check(raw: tables_pb2.KernelRaw, offset: int, read: Read) -> bytes:

@@ -2,9 +2,9 @@
 """Makes readers of guests' memory quickly: ``python -m perfguest.guest.zygote CHANNEL PARENT``, started by the recorder once.
 
 It imports all that a reader needs, and forks one for each request that comes over ``CHANNEL`` (a SOCK_SEQPACKET socket): the request is the reader's limits in
-JSON, with two descriptors, the VMM's memory and the reader's own channel. The answer is JSON with the reader's ``pid``, and a pidfd; later comes ``ended``, the pid,
-with its ``status`` as os.waitstatus_to_exitcode has it. It reads no guest's memory and hears of nobody but the recorder, so nothing of a guest gets from one
-reader to the next.
+JSON, with two descriptors, the VMM's memory and the reader's own channel. The answer is JSON with the reader's ``pid``, and a pidfd; later comes ``ended``,
+the pid, with its ``status`` as os.waitstatus_to_exitcode has it. It reads no guest's memory and hears of nobody but the recorder, so nothing of a guest
+gets from one reader to the next.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import select
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from perfguest.guest import sandbox
@@ -90,8 +91,7 @@ def main(arguments: list[str]) -> int:
     """The process's exit status."""
     from perfguest.guest import reader
 
-    unusable, missing = reader.load()
-    return serve(int(arguments[0]), int(arguments[1]), lambda *given: reader.read(*given, unusable, missing))
+    return serve(int(arguments[0]), int(arguments[1]), partial(reader.read, reader.load()))
 
 
 if __name__ == "__main__":

@@ -92,6 +92,15 @@ class Reader:
         self.message(Kind.EVENT, pb.GuestEvent(kernel=pb.VmKernel(level="processes", kernel=image.build_id.hex(), kaslr_offset=0x1000000)))
         self.done(release="6.1.0", fingerprint=mark, layout=LAYOUT)
 
+    def modules(self, request: dict[str, Any]) -> None:
+        if self.mode == "dies at modules":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        loaded = pb.VmKernel(level="processes", kernel="ee", kaslr_offset=0x5000000)
+        if self.mode == "loads a module":
+            loaded.modules.add(name=b"late", address=0xFFFFFFFFC0100000, size=0x3000)
+        self.message(Kind.EVENT, pb.GuestEvent(kernel=loaded))
+        self.done()
+
     def process(self, request: dict[str, Any]) -> None:
         if self.mode == "dies at 666" and request["tgid"] == 666:
             os.kill(os.getpid(), signal.SIGSEGV)

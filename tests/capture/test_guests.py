@@ -140,6 +140,30 @@ def test_kernel_that_changes_is_read_again_and_its_tasks_forgotten(reading: Call
     assert [(each.lstar, each.time) for each in run.snapshot.kernels] == [(_LSTAR, 1000), (_LSTAR + 0x2000000, 5000)]
 
 
+def test_module_that_is_hit_is_read(reading: Callable[..., Reading]) -> None:
+    """A reading for each page that nothing explains, and none for what is known; what the reader says of the kernel itself does not count."""
+    run = reading("loads a module")
+    run.guests.observe(_VM)
+    run.wait(lambda: run.told)
+    run.guests.observe(sample(1, 0x1000, ip=0xFFFFFFFFC0101000, time=7000))
+    run.wait(lambda: len(run.snapshot.kernels) == 2)
+    run.guests.observe(sample(1, 0x1000, ip=0xFFFFFFFFC0102000, time=8000) + sample(1, 0x1000, ip=0xFFFFFFFFC0900000, time=9000))
+    run.end()
+    first, second = run.snapshot.kernels
+    assert (second.time, second.kernel, second.kaslr_offset, second.lstar) == (7000, first.kernel, first.kaslr_offset, _LSTAR)
+    assert [module.name for module in second.modules] == [b"late"]
+
+
+def test_module_list_that_kills_the_reader_leaves_the_rest(reading: Callable[..., Reading]) -> None:
+    run = reading("dies at modules")
+    run.guests.observe(_VM)
+    run.wait(lambda: run.told)
+    run.guests.observe(sample(1, 0x1000, ip=0xFFFFFFFFC0101000, time=7000) + _task(7))
+    (line,) = run.end()
+    assert "signal 11" in line
+    assert run.snapshot.kernels[0].level == "processes"
+
+
 def test_second_vm_with_the_same_kernel(reading: Callable[..., Reading]) -> None:
     run = reading("works")
     run.guests.observe(_VM)

@@ -60,8 +60,7 @@ def candidate(made: tables_pb2.KernelTables) -> tables.Candidate:
 
 
 def reopen(known: Known, memory: GuestMemory, made: tables_pb2.KernelTables) -> LiveKernel:
-    ((_, table, lstar, offset),) = list(find_known(memory, [known.hint], la57=False, candidates=[candidate(made)]))[:1]
-    return open_known(memory, table, lstar, offset, made)
+    return open_known(memory, next(find_known(memory, [known.hint], la57=False, candidates=[candidate(made)])), made)
 
 
 def test_kernel_opened_by_its_tables_is_the_same(known: Known) -> None:
@@ -85,9 +84,9 @@ def test_another_guests_bytes_are_not_believed(known: Known, name: str) -> None:
         before = copied.read(gpa, 1)
         write(copied, gpa, bytes([before[0] ^ 1]))
         found = list(find_known(copied, [known.hint], la57=False, candidates=[candidate(known.made)]))
-        for _, table, lstar, offset in found:
+        for one in found:
             with pytest.raises(FormatError, match=f"another kernel's {name}"):
-                open_known(copied, table, lstar, offset, known.made)
+                open_known(copied, one, known.made)
         assert found or name == "notes"
         write(copied, gpa, before)
     assert reopen(known, copied, known.made).level == "processes"
