@@ -145,7 +145,7 @@ class KernelCache:
             check_kernel(kernel)
         except (zlib.error, DecodeError, CaptureError):
             return False
-        return stream.eof and wire.fingerprint(kernel) == fingerprint
+        return stream.eof and not stream.unused_data and wire.fingerprint(kernel) == fingerprint
 
     def _read(self, name: str, most: int) -> bytes | None:
         """None for what is no file of this user's."""

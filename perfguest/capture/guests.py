@@ -6,6 +6,7 @@ Whatever becomes of it, the recording goes on; :meth:`Guests.summary` says what 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -131,6 +132,9 @@ class Guests:
         cache = KernelCache(self._settings.cache)
         self._store = GuestStore(self._directory, cache)
         self._tables = TablesMaker(self._store, self._make_reader)
+        # It loads what readers need while the first samples come.
+        with contextlib.suppress(CaptureError):
+            self._zygote = Zygote(self._settings.reader)
         try:
             self._work()
         except Exception as error:  # a defect of ours must not end the recording
