@@ -14,7 +14,8 @@ from perfguest.capture import guest_cache
 from perfguest.capture.guest_cache import KernelCache
 from perfguest.formats.guest_snapshot import SnapshotWriter
 from perfguest.guest import wire
-from perfguest.proto import guest_pb2 as pb, tables_pb2
+from perfguest.proto import guest_pb2 as pb
+from perfguest.proto import tables_pb2
 from tests.capture.fake_reader import kernel
 
 Damage = Callable[[Path], object]

@@ -184,6 +184,16 @@ def test_kernel_from_the_cache(reading: Callable[..., Reading], tmp_path: Path) 
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.parametrize("mode", ["gives garbage for tables", "lies about tables"])
+def test_tables_that_are_none_help_nobody_and_harm_nothing(reading: Callable[..., Reading], tmp_path: Path, mode: str) -> None:
+    run = reading(mode, cache=tmp_path / "cache")
+    run.guests.observe(_VM)
+    assert run.end() == ["web: Linux 6.1.0, 0 processes, 0 binaries (0 B) from its memory"]
+    assert not run.guests.cached_tables()
+    assert not list((tmp_path / "cache").glob("*.tables"))
+    assert len(list((tmp_path / "cache").glob("*.pb.gz"))) == 1
+
+
 def test_cache_that_others_may_write_to_is_not_used(reading: Callable[..., Reading], tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)
@@ -208,6 +218,7 @@ def test_cache_that_others_may_write_to_is_not_used(reading: Callable[..., Readi
         ("endless kernels", "what was not asked for"),
         ("no message", "a message that is none"),
         ("not json", "sent garbage"),
+        ("wants without end", "what was not asked for"),
         ("deep json", "sent garbage"),
         ("a list", "sent garbage"),
         ("not asked for", "what was not asked for"),
