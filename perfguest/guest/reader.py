@@ -77,10 +77,12 @@ class _Guest:
                 self._send(wire.pack(Kind.WANT, {"mark": mark}))
                 asked[mark] = tables_pb2.KernelTables.FromString(wire.receive_payload(self._channel, Kind.TABLES))
             try:
-                return open_known(memory, found, asked[mark]), mark
+                kernel = open_known(memory, found, asked[mark])
             except (FormatError, GuestFault):
                 # It only says to be that kernel, or this page table is gone: there may be another one, and else it is read as if nothing were known.
                 continue
+            if kernel.level == "processes":
+                return kernel, mark
         return None, ""
 
     def _tell_kernel(self, kernel: LiveKernel, request: dict[str, Any]) -> str:
