@@ -15,6 +15,7 @@
  *   with registers implied it.
  * - fb799447ae29 ("x86,objtool: Split UNWIND_HINT_EMPTY in two") (in v6.4):
  *   the types are undefined, end of stack, call, registers, partial registers.
+ * - In v7.1 the registers got other numbers, and AX was added to them.
  */
 #include "orc.h"
 
@@ -33,6 +34,16 @@ enum {
 	ORC_REG_R13 = 7,
 	ORC_REG_BP_INDIRECT = 8,
 	ORC_REG_SP_INDIRECT = 9,
+	ORC_REG_AX = 10,	/* of no number before v7.1 */
+	ORC_REG_UNKNOWN = 15,
+};
+
+/* What the numbers of v7.1 were before. */
+static const uint8_t renumbered[16] = {
+	[0] = ORC_REG_UNDEFINED, [1] = ORC_REG_AX, [2] = ORC_REG_DX, [3] = ORC_REG_SP,
+	[4] = ORC_REG_BP, [5] = ORC_REG_DI, [6] = ORC_REG_R10, [7] = ORC_REG_R13,
+	[8] = ORC_REG_PREV_SP, [9] = ORC_REG_SP_INDIRECT, [10] = ORC_REG_BP_INDIRECT,
+	[11 ... 15] = ORC_REG_UNKNOWN,
 };
 
 enum {
@@ -64,6 +75,10 @@ static struct orc decode(enum pg_orc_layout layout, const uint8_t *bytes)
 	memcpy(&flags, bytes + 4, 2);
 	orc.sp_reg = flags & 15;
 	orc.bp_reg = flags >> 4 & 15;
+	if (layout >= PG_ORC_V6) {
+		orc.sp_reg = renumbered[orc.sp_reg];
+		orc.bp_reg = renumbered[orc.bp_reg];
+	}
 	if (layout >= PG_ORC_V5) {
 		orc.type = flags >> 8 & 7;
 		orc.exact = flags >> 11 & 1;
@@ -87,9 +102,11 @@ static bool set_cfa(struct pg_rule *rule, enum pg_orc_layout layout, const struc
 		[ORC_REG_DX] = PG_RDX, [ORC_REG_DI] = PG_RDI, [ORC_REG_BP] = PG_RBP,
 		[ORC_REG_SP] = PG_RSP, [ORC_REG_R10] = PG_R10, [ORC_REG_R13] = PG_R13,
 		[ORC_REG_BP_INDIRECT] = PG_RBP, [ORC_REG_SP_INDIRECT] = PG_RSP,
+		[ORC_REG_AX] = PG_RAX,
 	};
+	unsigned int last = layout >= PG_ORC_V6 ? ORC_REG_AX : ORC_REG_SP_INDIRECT;
 
-	if (orc->sp_reg < ORC_REG_DX || orc->sp_reg > ORC_REG_SP_INDIRECT)
+	if (orc->sp_reg < ORC_REG_DX || orc->sp_reg > last)
 		return false;
 	rule->cfa_register = bases[orc->sp_reg];
 	rule->cfa_offset = orc->sp_offset;
