@@ -12,9 +12,11 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from perfguest.capture.debugfs import TaskLayout
-from perfguest.errors import CaptureError
+from perfguest.errors import CaptureError, FormatError
 from perfguest.formats.guest_snapshot import is_key
+from perfguest.guest.tables import check_raw
 from perfguest.proto import guest_pb2 as pb
+from perfguest.proto import tables_pb2
 
 LEVELS = ("addresses", "symbols", "processes")
 
@@ -45,6 +47,19 @@ def check_kernel(kernel: pb.Kernel) -> None:
     _check_symbols(kernel.symbols)
     _check_orc(kernel.orc)
     _check(len(kernel.text) <= 1024 and all(part.address + len(part.data) <= _U64 for part in kernel.text), "impossible text of the kernel")
+
+
+def check_tables(tables: tables_pb2.KernelTables, raw: tables_pb2.KernelRaw, mark: str) -> None:
+    """``raw``: with hashes, what they are to be made of; ``mark``: the fingerprint of the kernel that they are to be."""
+    try:
+        check_raw(raw)
+    except FormatError as error:
+        raise _rejected(error.message) from error
+    _check(tables.raw == raw and tables.fingerprint == mark, "tables of another kernel")
+    _check_text(tables.release, "the kernel's release")
+    _check(1 <= len(tables.build_id) <= _MAX_BUILD_ID, "a kernel's build id of impossible length")
+    _check(len(tables.btf_places) % 4 == 0 and len(tables.btf_places) <= raw.btf.size, "impossible places of types")
+    _check_symbols(pb.Symbols(addresses=tables.addresses, types=tables.types, names=tables.names))
 
 
 def check_vm_kernel(kernel: pb.VmKernel) -> None:

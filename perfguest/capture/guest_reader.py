@@ -3,22 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from perfguest.capture.guest_zygote import Zygote
+from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError
 from perfguest.guest import wire
 from perfguest.guest.wire import Kind
 
 _READ_SIZE = 1 << 20
+# A process that was killed is gone as soon as it gets a CPU.
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ReaderLimits:
 
 @dataclass(frozen=True)
 class Message:
-    """What the reader sent: ``payload`` is bytes of a protobuf message, or for ``HELLO`` and ``DONE`` a JSON object."""
+    """What the reader sent: ``payload`` is bytes of a protobuf message, or ``value`` what was JSON."""
 
     kind: Kind
     payload: bytes
@@ -45,43 +47,28 @@ class Message:
 class ReaderProcess:
     """One reader, from its start to its end. ``fd`` becomes readable when it has said something or ended; ``memory`` is handed over and closed here.
 
-    To be made in the thread that lives as long as it: the reader dies with that. Methods raise :class:`CaptureError` with why there will be nothing more.
+    Methods raise :class:`CaptureError` with why there will be nothing more.
     """
 
-    def __init__(self, memory: int, limits: ReaderLimits, command: Sequence[str] = ()) -> None:
+    def __init__(self, memory: int, limits: ReaderLimits, zygote: Zygote) -> None:
         self._limits = limits
+        self._zygote = zygote
         self._received = bytearray()
         self._unsent = bytearray()
         self._answered = 0
         self._asked: tuple[float, float] | None = None
-        ours, theirs = socket.socketpair()
-        self._socket = ours
+        self._socket, theirs = socket.socketpair()
         try:
-            options = json.dumps({"memory": limits.memory, "cpu": limits.cpu})
-            arguments = [*(command or _COMMAND), str(memory), str(theirs.fileno()), str(os.getpid()), options]
-            self._process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(memory, theirs.fileno()),
-                cwd="/",
-                env=_environment(),
-                start_new_session=True,
-            )
-        except OSError as error:
-            ours.close()
-            raise CaptureError(f"the reader of guests' memory cannot be started: {error.strerror}", "Record with --guest-memory off.") from error
+            self.pid, self._pidfd = zygote.fork(memory, theirs.fileno(), {"memory": limits.memory, "cpu": limits.cpu})
+        except CaptureError:
+            self._socket.close()
+            raise
         finally:
             theirs.close()
             os.close(memory)
-        ours.setblocking(False)
-        self.fd = ours.fileno()
+        self._socket.setblocking(False)
+        self.fd = self._socket.fileno()
         self._begin()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     @property
     def busy(self) -> bool:
@@ -92,9 +79,15 @@ class ReaderProcess:
     def wants_to_write(self) -> bool:
         return bool(self._unsent)
 
-    def ask(self, request: dict[str, Any]) -> None:
-        self._unsent += wire.pack(Kind.REQUEST, request)
+    def ask(self, request: dict[str, Any], behind: bytes = b"") -> None:
+        """``behind``: a frame that follows the request."""
+        self._unsent += wire.pack(Kind.REQUEST, request) + behind
         self._begin()
+        self.write()
+
+    def push(self, data: bytes) -> None:
+        """Sends a frame that the reader wants for its answer."""
+        self._unsent += data
         self.write()
 
     def write(self) -> None:
@@ -141,14 +134,16 @@ class ReaderProcess:
         """That it has used. 0 if it has ended."""
         try:
             # Of a process by its id: clock_getcpuclockid(3).
-            return time.clock_gettime((~self._process.pid << 3) | 2)
+            return time.clock_gettime((~self.pid << 3) | 2)
         except OSError:
             return 0.0
 
     def close(self) -> None:
         """Afterwards it is gone."""
-        self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        wait_readable([self._pidfd], _END_SECONDS)
+        os.close(self._pidfd)
         self._socket.close()
 
     def _begin(self) -> None:
@@ -174,9 +169,10 @@ class ReaderProcess:
         self._answered += len(payload) + wire.HEAD.size
         if self._answered > self._limits.answer or self._asked is None:
             raise CaptureError("the reader of the guest's memory sent what was not asked for", "The guest may be hostile. Recording went on without it.")
-        if kind not in (Kind.HELLO, Kind.DONE):
+        if kind not in _JSON:
             return Message(kind, payload, {})
-        self._asked = None
+        if kind != Kind.WANT:
+            self._asked = None
         try:
             value = json.loads(payload)
         except (ValueError, RecursionError):
@@ -186,22 +182,13 @@ class ReaderProcess:
         return Message(kind, b"", value)
 
     def _fate(self) -> str:
-        try:
-            status = self._process.wait(1.0)
-        except subprocess.TimeoutExpired:
+        status = self._zygote.status(self.pid, 1.0)
+        if status is None:
             return "closed its channel"
         if status == -signal.SIGXCPU:
             return "used up its time"
         return f"was ended by signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
 
 
+_JSON = {Kind.HELLO, Kind.DONE, Kind.WANT}
 _FROM_READER = {kind.value for kind in Kind if kind != Kind.REQUEST}
-# -P: the directory that it runs in holds no modules.
-_COMMAND = (sys.executable, "-P", "-m", "perfguest.guest.reader")
-
-
-def _environment() -> dict[str, str]:
-    """Modules are found where this process finds them. Libraries are to start no threads, which would only wait."""
-    path = os.pathsep.join(os.path.abspath(part) for part in sys.path)  # noqa: PTH100 - an empty part is the current directory
-    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**{name: value for name, value in os.environ.items() if name in ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")}, **threads, "PYTHONPATH": path}

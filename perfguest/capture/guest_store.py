@@ -6,17 +6,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from perfguest.capture.guest_cache import KernelCache
 from perfguest.formats.guest_snapshot import SnapshotWriter
 from perfguest.guest import wire
 from perfguest.proto import guest_pb2 as pb
+from perfguest.proto import tables_pb2
 
 #: Bytes of one file's pages, and of all files' of a recording.
 FILE_BUDGET = 64 << 20
 RECORDING_BUDGET = 512 << 20
 #: Bytes of processes and other events of a recording.
 _EVENTS_BUDGET = 512 << 20
+#: Kernels whose tables are held for the next VMs: some 4 MB each.
+_MOST_TABLES = 8
 
 
 class GuestStore:
@@ -27,6 +31,8 @@ class GuestStore:
         self._cache = cache
         self._writer: SnapshotWriter | None = None
         self._kernels: dict[str, str] = {}
+        self._tables: dict[str, tables_pb2.KernelTables] = {}
+        self._unused = cache.with_tables()[:_MOST_TABLES]
         self._events_left = _EVENTS_BUDGET
         self.budget = RECORDING_BUDGET
         self.binaries: dict[str, int] = {}
@@ -36,6 +42,30 @@ class GuestStore:
     def known_kernels(self) -> list[str]:
         """Fingerprints of kernels that need not be sent."""
         return [*self._kernels.values(), *self._cache.known()]
+
+    def candidates(self) -> list[dict[str, Any]]:
+        """The kernels whose tables are there, as a request to open has them."""
+        for mark in self._unused:
+            if (tables := self._cache.tables(mark)) is not None:
+                self._add_tables(mark, tables)
+        self._unused.clear()
+        return [
+            {"mark": mark, "build_id": one.build_id.hex(), "entry": one.raw.entry, "notes": [one.raw.notes.address, one.raw.notes.size]}
+            for mark, one in self._tables.items()
+        ]
+
+    def tables(self, mark: str) -> tables_pb2.KernelTables:
+        """Empty where there are none."""
+        return self._tables.get(mark, tables_pb2.KernelTables())
+
+    def has_tables(self, mark: str = "") -> bool:
+        """Of this kernel, or of any."""
+        return mark in self._tables if mark else bool(self._tables)
+
+    def keep_tables(self, mark: str, tables: tables_pb2.KernelTables) -> None:
+        """``mark``: of a kernel that is stored."""
+        self._add_tables(mark, tables)
+        self._cache.keep_tables(mark, tables)
 
     def kernel(self, kernel: pb.Kernel) -> str:
         """Stores it; gives its key, empty if it could not be stored."""
@@ -75,6 +105,12 @@ class GuestStore:
         if self._writer:
             self._writer.close()
         self._cache.close()
+
+    def _add_tables(self, mark: str, tables: tables_pb2.KernelTables) -> None:
+        self._tables.pop(mark, None)
+        self._tables[mark] = tables
+        while len(self._tables) > _MOST_TABLES:
+            del self._tables[next(iter(self._tables))]
 
     def _key(self, build_id: str, mark: str) -> str:
         # Another guest's kernel with the same build id and other contents does not take its place.

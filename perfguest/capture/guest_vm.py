@@ -10,12 +10,14 @@ from typing import Any
 
 from perfguest.capture.debugfs import TaskLayout
 from perfguest.capture.guest_check import check_binary, check_kernel, check_layout, check_process, check_vm_kernel, parse
+from perfguest.capture.guest_modules import ModuleWatch
 from perfguest.capture.guest_reader import Message, ReaderProcess
 from perfguest.capture.guest_store import GuestStore
 from perfguest.capture.guest_tasks import GuestTasks
 from perfguest.capture.observer import TaskSeen
 from perfguest.errors import CaptureError, PerfguestError
 from perfguest.formats.guest_stream import VmRecord
+from perfguest.guest import wire
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
 
@@ -23,6 +25,8 @@ _MOST_HINTS = 64
 _MOST_SLOTS = 4096
 _OPENINGS = 6
 _READERS = 3
+#: Of one opening.
+_MOST_WANTS = 8
 #: Slots at least so large are the guest's RAM: when they change, what was known of it does not hold.
 _LARGE_SLOT = 64 << 20
 
@@ -41,7 +45,8 @@ class GuestState:
 
 
 class GuestVm:
-    """``start``: makes a reader for a VMM's process, or gives None to be asked again later; ``tell``: tells the module where tasks are (None: forget)."""
+    """``start``: makes a reader for a VMM's process, or gives None to be asked again later; ``tell``: tells the module where tasks are (None: forget).
+    ``offer``: takes what tables of a kernel (its fingerprint) can be made of."""
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class GuestVm:
         store: GuestStore,
         start: Callable[[int], ReaderProcess | None],
         tell: Callable[[int, TaskLayout | None], None],
+        offer: Callable[[str, bytes], None],
         *,
         with_processes: bool,
     ) -> None:
@@ -59,6 +65,11 @@ class GuestVm:
         self._store = store
         self._start = start
         self._tell = tell
+        self._offer = offer
+        self._modules = ModuleWatch()
+        self._when = 0
+        self._raw = b""
+        self._wants = 0
         self._with_processes = with_processes
         self._record: VmRecord | None = None
         self._hints: dict[int, bool] = {}
@@ -98,6 +109,10 @@ class GuestVm:
         if self._with_processes:
             self.tasks.saw_hits(tgid, page, count, when)
 
+    def saw_code(self, pages: set[int], when: int) -> None:
+        self._when = when
+        self._modules.saw(pages, when)
+
     # What is done about it.
 
     @property
@@ -135,6 +150,11 @@ class GuestVm:
         except CaptureError as error:
             self._lost_reader(error)
 
+    def end(self) -> None:
+        """Sampling has ended: there will be nothing new."""
+        if self._open and self._record is not None:
+            self._modules.end(max(self._when, self._record.time))
+
     def finish(self) -> None:
         """Ends it; what is not there yet will not be."""
         unfinished = self._ready and (not self.idle)
@@ -158,6 +178,7 @@ class GuestVm:
     def _begin_again(self) -> None:
         if self._open and self._with_processes:
             self._forget_tasks()
+        self._modules = ModuleWatch()
         self._open = self._given_up = False
         self._openings = self._readers = 0
         self._reboots += 1
@@ -190,7 +211,7 @@ class GuestVm:
         latest = list(self._hints.items())[::-1]
         hints = sorted(latest, key=lambda hint: not hint[1])
         self._openings += 1
-        self._vm_kernel, self._kernel_key = None, ""
+        self._vm_kernel, self._kernel_key, self._raw, self._wants = None, "", b"", 0
         self._ask(
             {
                 "do": "open",
@@ -199,6 +220,7 @@ class GuestVm:
                 "hints": [[cr3, record.lstar] for cr3, _ in hints],
                 "la57": self._la57,
                 "known": self._store.known_kernels()[-4096:],
+                "tables": self._store.candidates(),
             }
         )
 
@@ -208,13 +230,16 @@ class GuestVm:
     def _ask(self, request: dict[str, Any]) -> None:
         if self.reader:
             self._asked = request
+            if request["do"] == "modules":
+                self._modules.asked()
             self.tasks.begin(request)
             self.reader.ask(request)
 
     def _next(self) -> dict[str, Any] | None:
-        if not self._open or not self._with_processes or not (request := self.tasks.next_request()):
+        if not self._open:
             return None
-        return {**self._identity(request.get("time", 0)), **request}
+        request = self._modules.request() or (self.tasks.next_request() if self._with_processes else None)
+        return {**self._identity(request.get("time", 0)), **request} if request else None
 
     def _take(self, message: Message) -> None:
         if message.kind == Kind.HELLO:
@@ -226,6 +251,12 @@ class GuestVm:
             parse(kernel, message.payload)
             check_kernel(kernel)
             self._kernel_key = self._store.kernel(kernel)
+        elif message.kind == Kind.RAW and self._asked.get("do") == "open" and not self._raw:
+            self._raw = message.payload
+        elif message.kind == Kind.WANT and self._asked.get("do") == "open" and self._wants < _MOST_WANTS:
+            self._wants += 1
+            if self.reader:
+                self.reader.push(wire.frame(Kind.TABLES, self._store.tables(str(message.value.get("mark"))).SerializeToString()))
         elif message.kind == Kind.EVENT:
             event = pb.GuestEvent()
             parse(event, message.payload)
@@ -252,6 +283,9 @@ class GuestVm:
         if which == "kernel" and asked == "open":
             check_vm_kernel(event.kernel)
             self._vm_kernel = event.kernel
+        elif which == "kernel" and asked == "modules":
+            check_vm_kernel(event.kernel)
+            self._take_modules(event.kernel)
         elif which == "process" and asked == "process":
             check_process(event.process)
             process = event.process
@@ -260,6 +294,16 @@ class GuestVm:
             self._store.event(event)
         else:
             raise CaptureError("the reader of the guest's memory sent what was not asked for", "The guest may be hostile. Recording went on without it.")
+
+    def _take_modules(self, kernel: pb.VmKernel) -> None:
+        """Of the kernel that is open: what else the message says of it is not taken."""
+        told = self._vm_kernel
+        if told is None or not self._modules.took(pb.VmKernel(lstar=told.lstar, modules=kernel.modules, bpf=kernel.bpf)):
+            return
+        again = pb.VmKernel(modules=kernel.modules, bpf=kernel.bpf, reason=kernel.reason, cpu_seconds=kernel.cpu_seconds)
+        again.vm_pid, again.vm_id, again.time = self.pid, self.vm_id, self._asked["time"]
+        again.kernel, again.kaslr_offset, again.lstar, again.level = told.kernel, told.kaslr_offset, told.lstar, told.level
+        self._store.event(pb.GuestEvent(kernel=again))
 
     def _take_done(self, value: dict[str, Any]) -> None:
         asked, self._asked = self._asked, {}
@@ -270,6 +314,9 @@ class GuestVm:
             self.tasks.end_process(gone=not failed and not value.get("found"))
             if failed:
                 self._note(f"a process could not be read: {failed}")
+        elif asked.get("do") == "modules" and failed:
+            self._modules.failed()
+            self._note(f"modules that were loaded since could not be read: {failed}")
         elif asked.get("do") == "binary":
             self.tasks.end_file(asked)
             if failed:
@@ -287,16 +334,22 @@ class GuestVm:
         mark = str(value.get("fingerprint", ""))
         if kernel.kernel:
             kernel.kernel = self._kernel_key or self._store.known_kernel(kernel.kernel, mark)
+            if mark and not kernel.kernel and mark not in self._store.known_kernels():
+                # It was in the cache, and is damaged: now it has to be read.
+                self._opened({}, "its kernel in the cache is damaged")
+                return
+        raw, self._raw = self._raw, b""
+        if raw and self._kernel_key:
+            self._offer(mark, raw)
         kernel.vm_pid, kernel.vm_id = self.pid, self.vm_id
         if record:
             kernel.time, kernel.lstar = record.time, record.lstar
         self._store.event(pb.GuestEvent(kernel=kernel))
+        self._modules.took(kernel)
         self._open = True
         self.state.level, self.state.reason = kernel.level, kernel.reason
         self.state.release = str(value.get("release", ""))[:100]
-        if not self._with_processes:
-            self.close()
-        elif layout:
+        if layout and self._with_processes:
             self._tell_tasks(layout)
 
     def _tell_tasks(self, layout: TaskLayout) -> None:

@@ -6,6 +6,7 @@ Whatever becomes of it, the recording goes on; :meth:`Guests.summary` says what 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -18,7 +19,9 @@ from perfguest.capture.debugfs import TaskLayout
 from perfguest.capture.guest_cache import KernelCache
 from perfguest.capture.guest_reader import ReaderLimits, ReaderProcess
 from perfguest.capture.guest_store import GuestStore
+from perfguest.capture.guest_tables import TablesMaker
 from perfguest.capture.guest_vm import GuestState, GuestVm
+from perfguest.capture.guest_zygote import Zygote
 from perfguest.capture.messages import human_size
 from perfguest.capture.observer import Observer, Seen
 from perfguest.capture.vms import holds_vm, printable
@@ -28,14 +31,14 @@ from perfguest.errors import CaptureError, PerfguestError
 _TICK_SECONDS = 0.25
 #: A reader takes some 100 MB.
 _MOST_READERS = 32
-#: Opening a kernel takes a core for about a second.
-_MOST_OPENING = 2
+#: Opening a kernel that is not known yet takes a core for about a second, and makes it known to the next.
+_MOST_OPENING = 1
 
 
 @dataclass(frozen=True)
 class GuestSettings:
     """``mode``: what may be read, ``all``, ``kernel``, or ``off``. ``wait``: seconds after the end of sampling for what is being read. ``cache``: of kernels,
-    None for none. ``reader``: another command than our own."""
+    None for none. ``reader``: another command than our own to start readers."""
 
     mode: str = "all"
     wait: float = 30.0
@@ -57,6 +60,8 @@ class Guests:
         self._stopping = self._abandoned = False
         self._failure = ""
         self._store: GuestStore | None = None
+        self._zygote: Zygote | None = None
+        self._tables: TablesMaker | None = None
         self._thread: threading.Thread | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._finished = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -102,6 +107,10 @@ class Guests:
                 os.close(fd)
         self._wake = self._finished = -1
 
+    def cached_tables(self) -> bool:
+        """Whether the next VM with a kernel that was read costs little."""
+        return bool(self._store and self._tables and not self._tables.busy and self._store.has_tables())
+
     def summary(self, names: Mapping[int, str]) -> list[str]:
         """A line for each VM, and one for what failed. ``names``: of VMs by their processes."""
         lines = []
@@ -122,37 +131,51 @@ class Guests:
     def _run(self) -> None:
         cache = KernelCache(self._settings.cache)
         self._store = GuestStore(self._directory, cache)
+        self._tables = TablesMaker(self._store, self._make_reader)
+        # It loads what readers need while the first samples come.
+        with contextlib.suppress(CaptureError):
+            self._zygote = Zygote(self._settings.reader)
         try:
             self._work()
         except Exception as error:  # a defect of ours must not end the recording
             self._failure = f"reading ended early: {type(error).__name__}: {error}"
         finally:
+            self._tables.close()
             for vm in self._vms.values():
                 vm.close()
+            if self._zygote:
+                self._zygote.close()
             self._store.close()
             os.eventfd_write(self._finished, 1)
 
     def _work(self) -> None:
+        tables = self._tables
+        assert tables is not None  # noqa: S101 - made before this is called
         while True:
             stopping, abandoned = self._stopping, self._abandoned
             self._take_inbox()
-            opening = sum(vm.opening for vm in self._vms.values())
+            tables.step()
+            # The next VM most likely runs the same kernel: then it costs little once the tables are made.
+            opening = _MOST_OPENING if tables.busy else sum(vm.opening for vm in self._vms.values())
             for vm in self._vms.values():
+                if stopping:
+                    vm.end()
                 before = vm.opening
                 vm.step(may_open=before or opening < _MOST_OPENING, hurry=stopping)
                 opening += vm.opening - before
-            if abandoned or (stopping and not self._inbox and all(vm.idle for vm in self._vms.values())):
+            if abandoned or (stopping and not self._inbox and not tables.busy and all(vm.idle for vm in self._vms.values())):
                 break
-            self._wait()
+            self._wait(tables)
         for vm in self._vms.values():
             vm.finish()
 
-    def _wait(self) -> None:
+    def _wait(self, tables: TablesMaker) -> None:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
-        readers = {vm.reader.fd: vm for vm in self._vms.values() if vm.reader}
-        for fd, vm in readers.items():
-            poll.register(fd, select.POLLIN | (select.POLLOUT if vm.reader and vm.reader.wants_to_write else 0))
+        talking: list[GuestVm | TablesMaker] = [tables, *self._vms.values()]
+        readers = {one.reader.fd: one for one in talking if one.reader}
+        for fd, one in readers.items():
+            poll.register(fd, select.POLLIN | (select.POLLOUT if one.reader and one.reader.wants_to_write else 0))
         for fd, _ in poll.poll(_TICK_SECONDS * 1000):
             if fd == self._wake:
                 os.eventfd_read(self._wake)
@@ -168,6 +191,8 @@ class Guests:
                 self._vm(vm_id).saw_page_tables(hints, vm_id in seen.la57)
             for task in seen.new:
                 self._vm(task.vm_id).saw_task(task)
+            for vm_id, pages in seen.code.items():
+                self._vm(vm_id).saw_code(pages, seen.time)
             for (vm_id, tgid, _, page), count in seen.hits.items():
                 self._vm(vm_id).saw_hits(tgid, page, count, seen.time)
 
@@ -175,7 +200,7 @@ class Guests:
         if vm_id not in self._vms:
             if self._store is None:
                 raise AssertionError
-            self._vms[vm_id] = GuestVm(vm_id, self._store, self._start_reader, self._tell_module, with_processes=self._settings.mode == "all")
+            self._vms[vm_id] = GuestVm(vm_id, self._store, self._start_reader, self._tell_module, self._offer, with_processes=self._settings.mode == "all")
         return self._vms[vm_id]
 
     def _tell_module(self, vm_id: int, layout: TaskLayout | None) -> None:
@@ -193,7 +218,20 @@ class Guests:
         if not holds_vm(self._proc / str(pid)):
             os.close(memory)
             raise CaptureError(f"process {pid} has no VM any more", "Recording went on without its memory.")
-        return ReaderProcess(memory, self._settings.limits, self._settings.reader)
+        return self._make_reader(memory)
+
+    def _make_reader(self, memory: int) -> ReaderProcess:
+        if self._zygote is None:
+            try:
+                self._zygote = Zygote(self._settings.reader)
+            except CaptureError:
+                os.close(memory)
+                raise
+        return ReaderProcess(memory, self._settings.limits, self._zygote)
+
+    def _offer(self, mark: str, raw: bytes) -> None:
+        if self._tables:
+            self._tables.offer(mark, raw)
 
 
 def _describe(state: GuestState, sizes: Mapping[str, int]) -> str:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from perfguest.capture.guest_modules import CODE_END, CODE_START
 from perfguest.formats.guest_format import parse_format
 from perfguest.formats.guest_stream import Memslot, VmRecord
 
 #: ``PG_SAMPLE_*`` in kmod/perfguest_abi.h.
 _USER, _LONG_MODE, _CR3, _TASK = 1 << 0, 1 << 1, 1 << 9, 1 << 12
 _CR4_LA57 = 1 << 12
+_PAGE = np.uint64((1 << 64) - 4096)
 _TABLE = 0x000F_FFFF_FFFF_F000
 _LEAST_RECORD = 24
 _TASK_FIELDS = ("task_pid", "task_tgid", "task_start", "task_comm")
@@ -44,17 +46,18 @@ class TaskSeen:
 class Seen:
     """What a chunk holds. ``hints``: by VM, CR3s with whether the kernel ran on them. ``la57``: VMs with five-level page tables.
     ``new``: processes, at their first sample and at each new name. ``hits``: samples by (VM, tgid, start, page of user code),
-    the last of them at ``time``."""
+    ``code``: by VM, pages of kernel code that modules may have. ``time``: of the last sample."""
 
     vms: list[VmRecord] = field(default_factory=list)
     hints: dict[int, dict[int, bool]] = field(default_factory=dict)
     la57: set[int] = field(default_factory=set)
     new: list[TaskSeen] = field(default_factory=list)
     hits: Counter[tuple[int, int, int, int]] = field(default_factory=Counter)
+    code: dict[int, set[int]] = field(default_factory=dict)
     time: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.vms or self.hints or self.new or self.hits)
+        return bool(self.vms or self.hints or self.new or self.hits or self.code)
 
 
 class Observer:
@@ -107,6 +110,10 @@ class Observer:
 
     def _look_at_samples(self, samples: _Columns, seen: Seen) -> None:
         flags = samples["flags"]
+        seen.time = int(samples["time"].max())
+        code = ((flags & np.uint64(_USER)) == 0) & (samples["ip"] >= np.uint64(CODE_START)) & (samples["ip"] < np.uint64(CODE_END))
+        for vm_id, page in set(_rows(samples["vm_id"][code], samples["ip"][code] & _PAGE)):
+            seen.code.setdefault(vm_id, set()).add(page)
         self._look_at_page_tables(_those(samples, (flags & np.uint64(_CR3 | _LONG_MODE)) == np.uint64(_CR3 | _LONG_MODE)), seen)
         if self._has_tasks:
             self._look_at_tasks(_those(samples, (flags & np.uint64(_TASK)) != 0), seen)
@@ -136,7 +143,6 @@ class Observer:
             seen.new.append(TaskSeen(task[0], task[1], task[2], task[3], time))
         user = _those(samples, (samples["flags"] & np.uint64(_USER)) != 0)
         seen.hits = Counter(_rows(user["vm_id"], user["task_tgid"], user["task_start"], user["ip"] >> np.uint64(12)))
-        seen.time = int(samples["time"].max())
 
 
 def _those(samples: _Columns, chosen: npt.NDArray[np.bool_]) -> _Columns:

@@ -63,18 +63,17 @@ for _kind, _sizes in {
 }.items():
     TAIL[_kind] = _sizes
 
-# Kinds that are looked up by name.
-_NAMED = (Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.ENUM64, Kind.TYPEDEF, Kind.INT, Kind.FLOAT, Kind.VAR)
 _HEAD = struct.Struct("<III")
 
 
 class BtfTable:
-    """The types of a ``.BTF`` section, indexed.
+    """The types of a ``.BTF`` section, indexed: this part knows no program, so that guests with the same kernel share it.
 
     Raises :class:`BtfError` if the section is not well-formed. ``words``: the types' words (uint32). ``places``: each type's first word, from type 1 on.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, places: npt.NDArray[np.uint32] | None = None) -> None:
+        """``places``: each type's first byte, from type 1 on, where they are known; they are held against the section."""
         if not 24 <= len(data) <= MAX_BTF:
             raise BtfError(f"BTF of {len(data)} bytes")
         magic, version, _, header, types, types_size, strings, strings_size = struct.unpack_from("<HBBIIIII", data)
@@ -84,19 +83,13 @@ class BtfTable:
             raise BtfError("BTF: its parts are not within it")
         self.types = data[header + types : header + types + types_size]
         self.strings = b"\0" + data[header + strings : header + strings + strings_size] + b"\0"
-        self.places = _walk(self.types)
+        self.places = _walk(self.types) if places is None else _check_places(self.types, places)
         words = np.frombuffer(self.types, "<u4")
-        names, infos = words[self.places[1:] // 4], words[self.places[1:] // 4 + 1]
-        self._by_name = self._index(names, infos >> np.uint32(24) & np.uint32(31))
+        self._names, infos = words[self.places[1:] // 4], words[self.places[1:] // 4 + 1]
+        self._kinds = infos >> np.uint32(24) & np.uint32(31)
 
     def __len__(self) -> int:
         return len(self.places)
-
-    @staticmethod
-    def _index(names: npt.NDArray[np.uint32], kinds: npt.NDArray[np.uint32]) -> dict[tuple[int, int], int]:
-        # The first of a name and kind: reversed, as the last one written stays.
-        wanted = np.flatnonzero((names > 0) & np.isin(kinds, [*_NAMED]))[::-1]
-        return dict(zip(zip(names[wanted].tolist(), kinds[wanted].tolist(), strict=True), (wanted + 1).tolist(), strict=True))
 
     def string(self, offset: int) -> str:
         """The name at ``offset``."""
@@ -105,11 +98,11 @@ class BtfTable:
         return self.strings[offset + 1 : self.strings.index(b"\0", offset + 1)].decode(errors="backslashreplace")
 
     def named(self, name: str, kind: int) -> int | None:
-        """The number of the type with this name and kind."""
+        """The number of the first type with this name and kind."""
         for offset in self._offsets(name):
-            number = self._by_name.get((offset, kind))
-            if number is not None:
-                return number
+            found = np.flatnonzero((self._names == offset) & (self._kinds == kind)).tolist() if offset else []
+            if found:
+                return int(found[0]) + 1
         return None
 
     def _offsets(self, name: str) -> list[int]:
@@ -156,3 +149,19 @@ def _walk(types: bytes) -> npt.NDArray[np.int64]:
     if at != end:
         raise BtfError("BTF: its types do not end where they should")
     return np.array(places, np.int64)
+
+
+def _check_places(types: bytes, places: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+    """What :func:`_walk` gives, if ``places`` are just that: each type ends where the next begins."""
+    words, at = np.frombuffer(types, "<u4"), places.astype(np.int64)
+    if len(at) > MAX_TYPES or (at % 4).any() or (at > len(types) - 12).any() or len(types) % 4:
+        raise BtfError("BTF: its types are not where they were said to be")
+    infos = words[at // 4 + 1].astype(np.int64)
+    kinds, parts = infos >> 24 & 31, infos & 0xFFFF
+    tails = np.array(TAIL, np.int64)
+    known = (kinds > 0) & (kinds < len(tails))
+    tail = tails[np.where(known, kinds, 0)]
+    ends = at + 12 + tail[:, 0] + tail[:, 1] * parts
+    if not known.all() or not np.array_equal(np.append(at, len(types)), np.append(0, ends)):
+        raise BtfError("BTF: its types are not where they were said to be")
+    return np.append(-1, at)

@@ -44,17 +44,28 @@ _HINT = "Give the guest's /proc/kallsyms or its System.map instead."
 
 
 @dataclass(frozen=True)
+class Tables:
+    """All tables in one piece: ``start`` and ``end`` are addresses. ``base``: the address of ``relative_base``, the one word that is moved with the image."""
+
+    start: int
+    end: int
+    base: int | None
+
+
+@dataclass(frozen=True)
 class ImageSymbols:
     """Symbols in ascending order of ``address`` (uint64, as linked); symbols of one address stand in the kernel's order.
 
     ``kind``: uint8, the type's character as ``nm`` has it (``t``, ``T``, ``W``…). ``names``: text, one per symbol. All have the same length.
-    ``source``: where they come from, in words.
+    ``source``: where they come from, in words. ``tables``: where the tables lie that they were decoded from; None if their bytes are not the same wherever
+    the image is moved.
     """
 
     address: U64
     kind: U8
     names: list[str]
     source: str
+    tables: Tables | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,9 +93,9 @@ def decode_kallsyms(data: bytes, address: int, text_address: int, path: str) -> 
                 raise FormatError(f"{path}: its kernel symbols have names of endless length", _HINT)
             kind, texts = _spell(names, table.tokens)
             text_symbols = _text_symbols(texts)
-            for columns, way in _addresses(body, address + shift, _Places(names_at, table.end, count)):
+            for columns, way, tables in _addresses(body, address + shift, _Places(names_at, table.end, count)):
                 if _right(columns, text_symbols, text_address):
-                    return ImageSymbols(columns, kind, texts, f"kallsyms, {way}")
+                    return ImageSymbols(columns, kind, texts, f"kallsyms, {way}", tables)
     what = "a kernel symbol table in a form that is not known" if found else "no kernel symbol table in it"
     raise FormatError(f"{path}: {what}", _HINT)
 
@@ -207,8 +218,10 @@ def _text_symbols(names: list[str]) -> list[int]:
     return found
 
 
-def _addresses(body: bytes, address: int, places: _Places) -> Iterator[tuple[U64, str]]:
-    """Columns of addresses, each with the name of the way it is written in; one of them puts ``_text`` where ``.text`` is. Each way in either place:
+def _addresses(body: bytes, address: int, places: _Places) -> Iterator[tuple[U64, str, Tables | None]]:
+    """Columns of addresses, each with the name of the way it is written in and where its tables lie; one of them puts ``_text`` where ``.text`` is.
+
+    The four ways, each in either place:
 
     - *place-relative*: s32, distance from the entry itself. Since Linux commit a081b5789255 ("kallsyms: Get rid of kallsyms relative
       base"), v7.0.
@@ -230,14 +243,16 @@ def _addresses(body: bytes, address: int, places: _Places) -> Iterator[tuple[U64
         signed = np.frombuffer(body, "<i4", count, offsets_at).astype(np.int64)
         offsets = signed.view(np.uint64)
         own_places = np.arange(count, dtype=np.uint64) * np.uint64(4) + np.uint64((address + offsets_at) % (1 << 64))
-        yield offsets + own_places, f"place-relative, {where}"
+        start, end = address + min(offsets_at, num_syms_at), address + max(index_end, offsets_at + 4 * count)
+        yield offsets + own_places, f"place-relative, {where}", Tables(start, end, None)
         if base_at + 8 <= len(body):
             base = np.frombuffer(body, "<u8", 1, base_at)
-            yield np.where(signed >= 0, offsets, base - np.uint64(1) - offsets), f"base-relative with absolute per-CPU symbols, {where}"
-            yield base + (offsets & np.uint64(0xFFFFFFFF)), f"base-relative, {where}"
+            based = Tables(start, address + max(index_end, base_at + 8), address + base_at)
+            yield np.where(signed >= 0, offsets, base - np.uint64(1) - offsets), f"base-relative with absolute per-CPU symbols, {where}", based
+            yield base + (offsets & np.uint64(0xFFFFFFFF)), f"base-relative, {where}", based
     for addresses_at, where in ((index_end, "behind the names"), (num_syms_at - 8 * count, "before the names")):
         if 0 <= addresses_at <= len(body) - 8 * count:
-            yield np.frombuffer(body, "<u8", count, addresses_at).astype(np.uint64), f"absolute, {where}"
+            yield np.frombuffer(body, "<u8", count, addresses_at).astype(np.uint64), f"absolute, {where}", None
 
 
 def _right(column: U64, text_symbols: list[int], text_address: int) -> bool:

@@ -8,7 +8,6 @@ Linux commit f09bddbd8661 ("vmcoreinfo: add kallsyms_num_syms symbol"), v6.0, on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError
-from perfguest.formats.image_kallsyms import ImageSymbols, decode_kallsyms
+from perfguest.formats.image_kallsyms import ImageSymbols, Tables, decode_kallsyms
 from perfguest.guest.image import KernelImage
 from perfguest.guest.vmcoreinfo import VmcoreInfo
 
@@ -24,8 +23,6 @@ U64 = npt.NDArray[np.uint64]
 
 #: So far the other tables are from the table of tokens at most, in bytes: in Debian's kernels not half of it.
 BEFORE, BEHIND = 8 << 20, 4 << 20
-#: All names together, spelled, take no more.
-MAX_SPELLED = 128 << 20
 
 _DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
 _MAX_TRIES = 4
@@ -33,25 +30,38 @@ _MAX_TRIES = 4
 _TOKENS_SIZE = 1 << 13
 
 
-@dataclass(frozen=True)
 class Symbols:
-    """Symbols as ``/proc/kallsyms`` has them: ``addresses`` (uint64, as in memory, ascending), ``types`` (one letter each), ``names``."""
+    """Symbols as ``/proc/kallsyms`` has them: ``addresses`` (uint64, as in memory, ascending), ``types`` (one letter each), ``spelled``: their names, each
+    with a NUL behind it. ``tables``: where they were decoded from, see :class:`perfguest.formats.image_kallsyms.ImageSymbols`."""
 
-    addresses: U64
-    types: bytes
-    names: list[bytes]
+    def __init__(self, addresses: U64, types: bytes, spelled: bytes, tables: Tables | None = None) -> None:
+        self.addresses, self.types, self.spelled, self.tables = addresses, types, spelled, tables
+        self._ends = np.flatnonzero(np.frombuffer(spelled, np.uint8) == 0)
+        if not len(addresses) == len(types) == len(self._ends):
+            raise FormatError("symbols that do not fit together")
+        self._searched = b"\0" + spelled
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.types)
+
+    def moved(self, distance: int) -> U64:
+        """The addresses, those in the kernel's half moved by the distance in bytes."""
+        return np.where(self.addresses >> np.uint64(63) == 1, self.addresses + np.uint64(distance % (1 << 64)), self.addresses)
 
     @cached_property
-    def _places(self) -> dict[bytes, int]:
-        # The first of a name stays, as in the kernel's own lookup.
-        return dict(zip(reversed(self.names), range(len(self.names) - 1, -1, -1), strict=True))
+    def names(self) -> list[bytes]:
+        """One per symbol."""
+        return self.spelled.split(b"\0")[:-1]
+
+    def name(self, place: int) -> bytes:
+        """Of the symbol at this place."""
+        start = int(self._ends[place - 1]) + 1 if place else 0
+        return self.spelled[start : int(self._ends[place])]
 
     def place_of(self, name: str) -> int | None:
-        """The place of the first symbol with this name."""
-        return self._places.get(name.encode(errors="replace"))
+        """The place of the first symbol with this name, as in the kernel's own lookup."""
+        at = self._searched.find(b"\0" + name.encode(errors="replace") + b"\0") if name and "\0" not in name else -1
+        return None if at < 0 else int(np.searchsorted(self._ends, at))
 
     def address_of(self, name: str) -> int | None:
         """The address of the first symbol with this name."""
@@ -61,8 +71,8 @@ class Symbols:
     def at(self, address: int) -> list[bytes]:
         """The names of the symbols at just this address."""
         key = np.uint64(address & (1 << 64) - 1)
-        first, last = np.searchsorted(self.addresses, [key, key], "left")[0], np.searchsorted(self.addresses, key, "right")
-        return self.names[int(first) : int(last)]
+        first, last = np.searchsorted(self.addresses, key, "left"), np.searchsorted(self.addresses, key, "right")
+        return [self.name(place) for place in range(int(first), int(last))]
 
     def before(self, address: int) -> int | None:
         """The place of the last symbol that is not behind the address."""
@@ -70,7 +80,7 @@ class Symbols:
         return place if place >= 0 else None
 
 
-NO_SYMBOLS = Symbols(np.empty(0, np.uint64), b"", [])
+NO_SYMBOLS = Symbols(np.empty(0, np.uint64), b"", b"")
 
 
 def read_symbols(image: KernelImage, info: VmcoreInfo | None, lstar: int) -> Symbols:
@@ -79,7 +89,7 @@ def read_symbols(image: KernelImage, info: VmcoreInfo | None, lstar: int) -> Sym
     for tokens in islice(_token_tables(image, info), _MAX_TRIES):
         start = max(0, tokens - BEFORE)
         try:
-            symbols = _decode(bytes(image.data[start : tokens + BEHIND]), image.base + start, image.base)
+            symbols = decode(bytes(image.data[start : tokens + BEHIND]), image.base + start, image.base)
         except FormatError as error:
             reason = error
             continue
@@ -104,21 +114,8 @@ def _token_tables(image: KernelImage, info: VmcoreInfo | None) -> Iterator[int]:
         at = image.data.find(_DIGITS, at + len(_DIGITS))
 
 
-def _decode(data: bytes, address: int, text: int) -> Symbols:
-    _check_size(data)
+def decode(data: bytes, address: int, text: int) -> Symbols:
+    """The symbols whose tables ``data``, in memory at ``address``, holds; ``text``: where ``_text`` is. Raises :class:`FormatError` if there are none."""
     decoded: ImageSymbols = decode_kallsyms(data, address, text, "the guest's kernel")
-    names = "\0".join(decoded.names).encode().split(b"\0") if decoded.names else []
-    return Symbols(decoded.address, decoded.kind.tobytes(), names)
-
-
-def _check_size(data: bytes) -> None:
-    # Names are rows of bytes that each stand for a token: whichever of the bytes are names, they do not spell more than all of them.
-    counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
-    at = data.find(_DIGITS)
-    while at >= 0:
-        tokens = data[max(0, at - (1 << 14)) : at].split(b"\0")[-49:-1]
-        tokens = [b""] * (48 - len(tokens)) + tokens + data[at : at + (1 << 16)].split(b"\0", 208)[:208]
-        lengths = np.array([len(token) for token in tokens])
-        if int(lengths @ counts[: len(lengths)]) > MAX_SPELLED:
-            raise FormatError("its kernel's symbols have names of endless length")
-        at = data.find(_DIGITS, at + 1)
+    spelled = "".join(f"{name}\0" for name in decoded.names).encode()
+    return Symbols(decoded.address, decoded.kind.tobytes(), spelled, decoded.tables)

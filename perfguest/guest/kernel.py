@@ -7,7 +7,7 @@ without symbols.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from perfguest.errors import FormatError, PerfguestError
+from perfguest.formats.btf import MAX_BTF, BtfTable
 from perfguest.formats.orc import ENTRY_SIZE, read_orc
+from perfguest.guest import tables
 from perfguest.guest.image import START_KERNEL_MAP, KernelImage, build_id_note, read_image
 from perfguest.guest.kallsyms import NO_SYMBOLS, Symbols, read_symbols
-from perfguest.guest.memory import GuestFault, GuestMemory
+from perfguest.guest.memory import ADDRESS, GuestFault, GuestMemory
 from perfguest.guest.task_layout import TaskLayout, read_task_layout
-from perfguest.guest.vmcoreinfo import VmcoreInfo, find_vmcoreinfo, kernel_page_tables, release_of
-from perfguest.proto import guest_pb2
+from perfguest.guest.vmcoreinfo import VmcoreInfo, find_vmcoreinfo, kernel_page_tables, read_vmcoreinfo, release_of
+from perfguest.proto import guest_pb2, tables_pb2
 
 if TYPE_CHECKING:
     import drgn
@@ -90,10 +92,9 @@ class LiveKernel:
         result = guest_pb2.Kernel(format_version=FORMAT_VERSION, release=self.release, build_id=self.build_id, has_btf=self.prog is not None)
         if not len(self.symbols):
             return result
-        addresses, offset = self.symbols.addresses, np.uint64(self.kaslr_offset)
-        result.symbols.addresses = np.where(addresses >> np.uint64(63) == 1, addresses - offset, addresses).astype("<u8").tobytes()
+        result.symbols.addresses = self.symbols.moved(-self.kaslr_offset).astype("<u8").tobytes()
         result.symbols.types = self.symbols.types
-        result.symbols.names = b"".join(name + b"\0" for name in self.symbols.names)
+        result.symbols.names = self.symbols.spelled
         try:
             start, end = self.text
             result.text.add(address=start - self.kaslr_offset, data=self.read(start, min(end - start, _MAX_TEXT)))
@@ -116,6 +117,10 @@ class LiveKernel:
     def task_layout(self) -> TaskLayout | None:
         """Where the module finds the running task, or None where types do not tell."""
         return read_task_layout(self.prog, self.symbols) if self.prog is not None else None
+
+    def raw(self) -> tables_pb2.KernelRaw | None:
+        """What its tables were decoded from; None where they cannot be known for other guests. Raises :class:`GuestFault`."""
+        return tables.raw_of(self.symbols, self.kaslr_offset, self.read) if self.prog is not None else None
 
     def _orc(self) -> guest_pb2.Orc | None:
         names = ("__start_orc_unwind_ip", "__stop_orc_unwind_ip", "__start_orc_unwind", "__stop_orc_unwind")
@@ -153,6 +158,51 @@ def open_kernel(memory: GuestMemory, hints: Iterable[tuple[int, int]], la57: boo
     return kernel
 
 
+@dataclass(frozen=True)
+class FoundKernel:
+    """One of the known kernels that a guest may run: with these page tables, and KASLR moved it by ``offset``."""
+
+    candidate: tables.Candidate
+    la57: bool
+    table: int
+    lstar: int
+    offset: int
+
+
+def find_known(memory: GuestMemory, hints: Iterable[tuple[int, int]], la57: bool, candidates: Sequence[tables.Candidate]) -> Iterator[FoundKernel]:
+    """Those of the known kernels whose build id the guest has where they have it. Sets ``memory.la57``."""
+    for cr3, lstar in islice(hints, MAX_HINTS if candidates else 0):
+        for levels, table in _tables(cr3, la57):
+            memory.la57 = levels
+            found = [FoundKernel(one, levels, table, lstar, offset) for one, offset in tables.find(memory.read_virtual, table, lstar, candidates)]
+            yield from found
+
+
+def open_known(memory: GuestMemory, found: FoundKernel, known: tables_pb2.KernelTables) -> LiveKernel:
+    """Opens a kernel whose tables are known, once the guest's memory was held against them. Sets ``memory.la57``.
+
+    Raises :class:`FormatError` or :class:`GuestFault` if it is not this kernel after all, or its memory is not to be read now.
+    """
+    memory.la57, table, lstar, offset = found.la57, found.table, found.lstar, found.offset
+    data = tables.check(known.raw, offset, lambda address, size: memory.read_virtual(table, address, size))
+    symbols = tables.symbols_of(known, offset)
+    swapper = symbols.address_of("swapper_pg_dir") or symbols.address_of("init_top_pgt")
+    own = memory.translate(table, swapper) & ADDRESS if swapper else None
+    text = (symbols.address_of("_stext") or lstar, symbols.address_of("_etext") or lstar)
+    if own is None or memory.translate(own, lstar) != memory.translate(table, lstar):
+        raise FormatError(_NO_TABLES)
+    info = _known_vmcoreinfo(memory, own, symbols)
+    kernel = LiveKernel(memory, known.release, known.build_id, offset, lstar, own, symbols, None, "symbols", "", info, text)
+    places = np.frombuffer(known.btf_places, "<u4") if len(known.btf_places) % 4 == 0 else np.empty(0, np.uint32)
+    _make_program(kernel, lambda: BtfTable(data, places))
+    return kernel
+
+
+def _known_vmcoreinfo(memory: GuestMemory, own: int, symbols: Symbols) -> VmcoreInfo | None:
+    pointer = symbols.address_of("vmcoreinfo_data")
+    return read_vmcoreinfo(memory, own, int.from_bytes(memory.read_virtual(own, pointer, 8), "little")) if pointer else None
+
+
 def _is_sure(kernel: LiveKernel) -> bool:
     # Page tables that were given to others while the image was read would show neither symbols nor vmcoreinfo, or not the kernel's own page tables.
     return (len(kernel.symbols) > 0 or kernel.info is not None) and kernel.reason != _NO_TABLES
@@ -160,8 +210,8 @@ def _is_sure(kernel: LiveKernel) -> bool:
 
 def _tables(cr3: int, la57: bool) -> list[tuple[bool, int]]:
     """(whether it has five levels, address) of the page tables that CR3 may mean."""
-    tables = [cr3, cr3 ^ _USER_TABLE] if cr3 & _USER_TABLE else [cr3]
-    return [(levels, table) for levels in (la57, not la57) for table in tables]
+    choices = [cr3, cr3 ^ _USER_TABLE] if cr3 & _USER_TABLE else [cr3]
+    return [(levels, table) for levels in (la57, not la57) for table in choices]
 
 
 def _open(memory: GuestMemory, cr3: int, lstar: int) -> LiveKernel:
@@ -198,17 +248,33 @@ def _open(memory: GuestMemory, cr3: int, lstar: int) -> LiveKernel:
 
 def _add_types(kernel: LiveKernel, image: KernelImage, own: int | None) -> None:
     """Makes the kernel's drgn program, or says why there is none."""
+    if own is None and _HAS_DRGN:
+        kernel.reason = _NO_TABLES
+        return
+    _make_program(kernel, lambda: BtfTable(_btf(image, kernel.symbols)))
+
+
+def _make_program(kernel: LiveKernel, types: Callable[[], BtfTable]) -> None:
     if not _HAS_DRGN:
         kernel.reason = "drgn is not installed (pip install 'perfguest[record]')"
-    elif own is None:
-        kernel.reason = _NO_TABLES
+        return
+    try:
+        source = program.Source(kernel.memory, kernel.release, kernel.info, kernel.symbols, kernel.kernel_cr3, kernel.kaslr_offset, types())
+        kernel.prog = program.open_program(source)
+    except (FormatError, GuestFault) as error:
+        kernel.reason = error.message
     else:
-        try:
-            kernel.prog = program.open_program(program.Source(kernel.memory, image, kernel.info, kernel.symbols, own, kernel.kaslr_offset))
-        except (FormatError, GuestFault) as error:
-            kernel.reason = error.message
-        else:
-            kernel.level = "processes"
+        kernel.level = "processes"
+
+
+def _btf(image: KernelImage, symbols: Symbols) -> bytes:
+    start, stop = symbols.address_of("__start_BTF"), symbols.address_of("__stop_BTF")
+    if start is None or stop is None:
+        raise FormatError("its kernel was built without BTF")
+    data = image.read(start, stop - start) if 0 < stop - start <= MAX_BTF else None
+    if data is None:
+        raise FormatError(f"its kernel says that it has BTF of {stop - start} bytes at {start:#x}, and has not")
+    return data
 
 
 def _kaslr_offset(image: KernelImage, info: VmcoreInfo | None) -> int:

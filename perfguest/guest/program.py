@@ -10,12 +10,12 @@ import drgn
 from drgn import Architecture, Platform, Program, Symbol, SymbolBinding, SymbolKind
 
 from perfguest.errors import FormatError
-from perfguest.formats.btf import MAX_BTF, BtfTable
+from perfguest.formats.btf import BtfTable
 from perfguest.guest.btf import BtfFinder
-from perfguest.guest.image import START_KERNEL_MAP, KernelImage
+from perfguest.guest.image import START_KERNEL_MAP
 from perfguest.guest.kallsyms import Symbols
 from perfguest.guest.memory import GuestFault, GuestMemory
-from perfguest.guest.vmcoreinfo import VmcoreInfo, release_of
+from perfguest.guest.vmcoreinfo import VmcoreInfo
 
 # The direct map is no larger with 4-level paging (Documentation/arch/x86/x86_64/mm.rst).
 _MAX_DIRECT_MAP = 1 << 46
@@ -24,23 +24,23 @@ _MAX_DRGN_READ = 64 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a kernel: its own page tables are at the guest-physical address ``own``, KASLR moved it by ``moved``."""
+    """What is known of a kernel: its own page tables are at the guest-physical address ``own``, KASLR moved it by ``moved``, its types are ``types``."""
 
     memory: GuestMemory
-    image: KernelImage
+    release: str
     info: VmcoreInfo | None
     symbols: Symbols
     own: int
     moved: int
+    types: BtfTable
 
 
 def open_program(source: Source) -> Program:
     """The program. What it cannot read is a ``drgn.FaultError``, types that make no sense a ValueError.
 
-    Raises :class:`FormatError` if there is no BTF or it does not fit the memory.
+    Raises :class:`FormatError` if the types do not fit the memory.
     """
-    table = _read_btf(source.image, source.symbols)
-    prog = _program(source, table)
+    prog = _program(source, source.types)
     _add_direct_map(prog, source.memory, _direct_map(source))
     try:
         name = prog["init_task"].comm.string_()
@@ -51,22 +51,12 @@ def open_program(source: Source) -> Program:
     return prog
 
 
-def _read_btf(image: KernelImage, symbols: Symbols) -> BtfTable:
-    start, stop = symbols.address_of("__start_BTF"), symbols.address_of("__stop_BTF")
-    if start is None or stop is None:
-        raise FormatError("its kernel was built without BTF")
-    data = image.read(start, stop - start) if 0 < stop - start <= MAX_BTF else None
-    if data is None:
-        raise FormatError(f"its kernel says that it has BTF of {stop - start} bytes at {start:#x}, and has not")
-    return BtfTable(data)
-
-
 def _vmcoreinfo(source: Source) -> bytes:
     """The guest's own text, but what was found to be otherwise; where it has none, what drgn cannot do without."""
     info, symbols = source.info, source.symbols
     swapper = (info.symbol("swapper_pg_dir") if info else None) or symbols.address_of("swapper_pg_dir") or symbols.address_of("init_top_pgt") or 0
     proven = {
-        "OSRELEASE": release_of(source.image, info, symbols.address_of("linux_banner")) or "unknown",
+        "OSRELEASE": source.release or "unknown",
         "PAGESIZE": "4096",
         "KERNELOFFSET": f"{source.moved % (1 << 64):x}",
         "SYMBOL(swapper_pg_dir)": f"{swapper:x}",
@@ -132,7 +122,7 @@ def _symbol_finder(symbols: Symbols) -> Callable[[Program, str | None, int | Non
         address = int(symbols.addresses[place])
         size = int(symbols.addresses[place + 1]) - address if place + 1 < len(symbols) else 0
         binding = SymbolBinding.GLOBAL if symbols.types[place : place + 1].isupper() else SymbolBinding.LOCAL
-        return Symbol(symbols.names[place].decode(errors="replace"), address, size, binding, SymbolKind.UNKNOWN)
+        return Symbol(symbols.name(place).decode(errors="replace"), address, size, binding, SymbolKind.UNKNOWN)
 
     def find(prog: Program, name: str | None, address: int | None, one: bool) -> list[Symbol]:
         # Nobody asks for all of them, nor for all of one name: the first is what the kernel's own lookup gives.

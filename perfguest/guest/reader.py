@@ -1,61 +1,119 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that reads one guest's memory: ``python -m perfguest.guest.reader MEMORY CHANNEL PARENT LIMITS``, started by the recorder.
+"""The process that reads one guest's memory, forked by :mod:`perfguest.guest.zygote` for this guest alone.
 
-``MEMORY`` and ``CHANNEL`` are file descriptors, the VMM's memory and a socket (:mod:`perfguest.guest.wire`); ``LIMITS`` JSON. It loads all that it needs, gives
-up its rights, says ``HELLO`` and answers requests until the channel ends. Whatever fails is said in ``DONE``: a guest can break any code that reads it.
+It gives up its rights, says ``HELLO`` and answers requests (:mod:`perfguest.guest.wire`) until the channel ends. Whatever fails is said in ``DONE``: a guest
+can break any code that reads it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from perfguest.errors import PerfguestError
+from perfguest.errors import FormatError, PerfguestError
 from perfguest.formats.guest_snapshot import is_key
 from perfguest.formats.guest_stream import Memslot
 from perfguest.guest import sandbox, wire
+from perfguest.guest.memory import GuestFault
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
+from perfguest.proto import tables_pb2
+
+if TYPE_CHECKING:
+    from perfguest.guest.kernel import LiveKernel
+    from perfguest.guest.memory import GuestMemory
 
 #: Processes whose files can be asked for, the latest.
 _KEPT_PROCESSES = 512
+#: Kernels' tables that are asked for at one opening: the guest says which it might run.
+_MOST_ASKED = 4
 
 
 class _Guest:
-    """The guest as far as it is open. ``send``: puts a frame on the channel. ``has_processes``: what reads processes is there."""
+    """The guest as far as it is open. ``has_processes``: what reads processes is there."""
 
-    def __init__(self, memory: int, send: Callable[[bytes], None], has_processes: bool = True) -> None:
+    def __init__(self, memory: int, channel: int, has_processes: bool = True) -> None:
         self._has_processes = has_processes
         self._memory = memory
-        self._send = send
+        self._channel = channel
         self._kernel: Any = None
         self._files: dict[int, dict[str, Any]] = {}
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Opens the kernel, and says what it is, unless its fingerprint is known already."""
+        """Opens the kernel, and says what it is, unless it is known already."""
         from perfguest.guest.kernel import open_kernel
         from perfguest.guest.memory import GuestMemory
 
         self._kernel = None
         self._files.clear()
-        begun = time.process_time()
         memory = GuestMemory(self._memory, [Memslot(*slot) for slot in request["slots"]], request["la57"])
-        kernel = open_kernel(memory, [(cr3, lstar) for cr3, lstar in request["hints"]], request["la57"])
-        image = kernel.kernel_proto()
-        print_of = wire.fingerprint(image) if image.symbols.addresses else ""
-        if print_of and print_of not in request["known"]:
-            self._send(wire.frame(Kind.KERNEL, image.SerializeToString()))
+        hints = [(cr3, lstar) for cr3, lstar in request["hints"]]
+        kernel, mark = self._open_known(memory, hints, request)
+        if kernel is None:
+            memory.la57 = request["la57"]
+            kernel = open_kernel(memory, hints, request["la57"])
+            mark = self._tell_kernel(kernel, request)
         vm_kernel = kernel.vm_kernel_proto(request["vm_pid"], request["vm_id"], request["time"])
-        vm_kernel.cpu_seconds = time.process_time() - begun
+        vm_kernel.cpu_seconds = time.process_time()
         self._send(wire.frame(Kind.EVENT, pb.GuestEvent(kernel=vm_kernel).SerializeToString()))
         layout = kernel.task_layout() if self._has_processes else None
         self._kernel = kernel
-        return {"release": kernel.release, "fingerprint": print_of, "layout": dataclasses.asdict(layout) if layout else None}
+        return {"release": kernel.release, "fingerprint": mark, "layout": dataclasses.asdict(layout) if layout else None}
+
+    def _open_known(self, memory: GuestMemory, hints: list[tuple[int, int]], request: dict[str, Any]) -> tuple[LiveKernel | None, str]:
+        """The kernel and its fingerprint, if it is one of those whose tables the recorder has."""
+        from perfguest.guest import tables
+        from perfguest.guest.kernel import find_known, open_known
+
+        known = [tables.Candidate(one["mark"], bytes.fromhex(one["build_id"]), one["entry"], tuple(one["notes"])) for one in request["tables"]]
+        asked: dict[str, tables_pb2.KernelTables] = {}
+        for found in find_known(memory, hints, request["la57"], known if self._has_processes else []):
+            mark = found.candidate.mark
+            if mark not in asked:
+                if len(asked) >= _MOST_ASKED:
+                    break
+                self._send(wire.pack(Kind.WANT, {"mark": mark}))
+                asked[mark] = tables_pb2.KernelTables.FromString(wire.receive_payload(self._channel, Kind.TABLES))
+            try:
+                kernel = open_known(memory, found, asked[mark])
+            except (FormatError, GuestFault):
+                # It only says to be that kernel, or this page table is gone: there may be another one, and else it is read as if nothing were known.
+                continue
+            if kernel.level == "processes":
+                return kernel, mark
+        return None, ""
+
+    def _tell_kernel(self, kernel: LiveKernel, request: dict[str, Any]) -> str:
+        """Sends what is the same in each guest that runs the kernel, as far as the recorder has it not yet; gives its fingerprint."""
+        image = kernel.kernel_proto()
+        mark = wire.fingerprint(image) if image.symbols.addresses else ""
+        if mark and mark not in request["known"]:
+            self._send(wire.frame(Kind.KERNEL, image.SerializeToString()))
+        if mark and all(mark != one["mark"] for one in request["tables"]):
+            try:
+                raw = kernel.raw()
+            except GuestFault:
+                return mark
+            if raw is not None and raw.ByteSize() <= wire.LIMITS[Kind.RAW]:
+                self._send(wire.frame(Kind.RAW, raw.SerializeToString()))
+        return mark
+
+    def tables(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Makes tables of the pieces that follow the request, of which alone this process has ever heard."""
+        from perfguest.guest import tables
+
+        raw = tables_pb2.KernelRaw.FromString(wire.receive_payload(self._channel, Kind.RAW))
+        self._send(wire.frame(Kind.TABLES, tables.decode(raw).SerializeToString()))
+        return {}
+
+    def modules(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends the kernel's modules and BPF programs as they are now."""
+        vm_kernel = self._kernel.vm_kernel_proto(request["vm_pid"], request["vm_id"], request["time"])
+        vm_kernel.cpu_seconds = time.process_time()
+        self._send(wire.frame(Kind.EVENT, pb.GuestEvent(kernel=vm_kernel).SerializeToString()))
+        return {}
 
     def process(self, request: dict[str, Any]) -> dict[str, Any]:
         """Sends the process and gives the keys of its files, or nothing if it is gone."""
@@ -87,12 +145,16 @@ class _Guest:
         self._send(wire.frame(Kind.BINARY, binary.SerializeToString()))
         return {"found": True}
 
+    def _send(self, data: bytes) -> None:
+        wire.send(self._channel, data)
+
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """How one request went; ``failed`` says why not well."""
-        if self._kernel is None and request["do"] != "open":
+        if self._kernel is None and request["do"] not in {"open", "tables"}:
             return {"failed": "its kernel is not open"}
         try:
-            return {"open": self.open, "process": self.process, "binary": self.binary}[request["do"]](request)
+            methods = {"open": self.open, "tables": self.tables, "modules": self.modules, "process": self.process, "binary": self.binary}
+            return methods[request["do"]](request)
         except PerfguestError as error:
             return {"failed": error.message}
         except MemoryError:
@@ -108,7 +170,7 @@ def _key(name: str) -> str:
     return name if is_key(name) else hashlib.sha256(name.encode()).hexdigest()[:40]
 
 
-def _load() -> tuple[str, str]:
+def load() -> tuple[str, str]:
     """Imports all that is needed later, when no file can be opened any more. Gives what is missing for anything at all, and for processes, in words."""
     # What Python itself would look up at the first use.
     for codec in ("ascii", "latin-1", "utf-8", "utf-16-le"):
@@ -117,7 +179,7 @@ def _load() -> tuple[str, str]:
         # numpy loads this at the first use of some functions.
         import numpy.ma  # noqa: F401
 
-        from perfguest.guest import kernel, memory  # noqa: F401
+        from perfguest.guest import kernel, memory, tables  # noqa: F401
     except ImportError as error:
         return f"the reader of guests' memory cannot be loaded: {error}", ""
     try:
@@ -129,26 +191,16 @@ def _load() -> tuple[str, str]:
     return "", ""
 
 
-def main(arguments: list[str]) -> int:
-    """The process's exit status."""
-    memory, channel, parent = map(int, arguments[:3])
-    limits = json.loads(arguments[3])
+def read(loaded: tuple[str, str], memory: int, channel: int, parent: int, limits: dict[str, Any]) -> int:
+    """The reader's life; gives its exit status. ``loaded``: as :func:`load` gave it."""
+    unusable, missing = loaded
     sandbox.die_with(parent)
-    unusable, missing = _load()
     sandbox.prepare()
     confined = sandbox.enter(parent, limits["memory"], limits["cpu"])
-
-    def send(data: bytes) -> None:
-        wire.send(channel, data)
-
-    send(wire.pack(Kind.HELLO, {"unusable": unusable, "missing": missing, "confined": confined}))
-    guest = _Guest(memory, send, not missing)
+    wire.send(channel, wire.pack(Kind.HELLO, {"unusable": unusable, "missing": missing, "confined": confined}))
+    guest = _Guest(memory, channel, not missing)
     while (request := wire.receive(channel)) is not None:
         done = guest.answer(request)
         text = str(done.get("failed", ""))[:2000]
-        send(wire.pack(Kind.DONE, {**done, "cpu": time.process_time(), **({"failed": text} if text else {})}))
+        wire.send(channel, wire.pack(Kind.DONE, {**done, "cpu": time.process_time(), **({"failed": text} if text else {})}))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

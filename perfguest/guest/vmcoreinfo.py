@@ -100,7 +100,12 @@ def release_of(image: KernelImage, info: VmcoreInfo | None, banner: int | None) 
     """As ``uname -r`` gives it; ``banner``: where the image has ``linux_banner``. Empty if neither tells."""
     if info and info.release:
         return info.release
-    match = re.match(rb"Linux version ([\w.+~-]{1,128}) ", (image.read(banner, 160) or b"") if banner else b"")
+    return release_in((image.read(banner, 160) or b"") if banner else b"")
+
+
+def release_in(banner: bytes) -> str:
+    """The release that ``linux_banner`` begins with, or nothing."""
+    match = re.match(rb"Linux version ([\w.+~-]{1,128}) ", banner)
     return match[1].decode() if match else ""
 
 

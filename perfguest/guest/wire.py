@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes between the recorder and the process that reads a guest: frames of 8 bytes' head, length and kind (32 bits each, little-endian), and that payload.
 
-The recorder asks one thing at a time. An answer is any number of messages of ``proto/guest.proto`` and one ``DONE``, whose JSON says how it went.
+The recorder asks one thing at a time. An answer is any number of messages of ``proto/guest.proto`` and one ``DONE``, whose JSON says how it went. Within it a
+reader may ask back once or more: after ``WANT`` the recorder sends ``TABLES`` (``proto/tables.proto``). A request for tables is followed by ``RAW``.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +22,7 @@ HEAD = struct.Struct("<II")
 
 
 class Kind(IntEnum):
-    """Of a frame. ``REQUEST``, ``HELLO`` and ``DONE`` are JSON objects; the others messages of their names."""
+    """Of a frame. ``REQUEST``, ``HELLO``, ``DONE`` and ``WANT`` are JSON objects; the others messages of their names."""
 
     REQUEST = 1
     HELLO = 2
@@ -28,6 +30,9 @@ class Kind(IntEnum):
     KERNEL = 4
     EVENT = 5
     BINARY = 6
+    TABLES = 7
+    RAW = 8
+    WANT = 9
 
 
 #: The longest payload of each kind, in bytes. Longer ones are not sent, and not taken.
@@ -38,6 +43,9 @@ LIMITS = {
     Kind.KERNEL: 192 << 20,
     Kind.EVENT: 48 << 20,
     Kind.BINARY: 80 << 20,
+    Kind.TABLES: 64 << 20,
+    Kind.RAW: 64 << 20,
+    Kind.WANT: 1 << 12,
 }
 
 
@@ -71,6 +79,18 @@ def receive(fd: int) -> dict[str, Any] | None:
     return json.loads(payload) if len(payload) == length else None
 
 
+def receive_payload(fd: int, kind: Kind) -> bytes:
+    """The payload of the next frame, which must be of this kind, waiting for it. Raises OSError at the end and for another frame."""
+    head = _read(fd, HEAD.size)
+    length, number = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
+    if number != kind or length > LIMITS[kind]:
+        raise OSError(errno.EPROTO, f"no {kind.name.lower()} came")
+    payload = _read(fd, length)
+    if len(payload) != length:
+        raise OSError(errno.EPROTO, f"half a {kind.name.lower()} came")
+    return payload
+
+
 def fingerprint(kernel: pb.Kernel) -> str:
     """Tells kernels apart that give the same build id, as a guest may give any. Text is left out: a running kernel patches its own."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} ".encode())
@@ -82,7 +102,7 @@ def fingerprint(kernel: pb.Kernel) -> str:
 
 
 def _read(fd: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size and (part := os.read(fd, size - len(data))):
+    data = bytearray()
+    while len(data) < size and (part := os.read(fd, min(size - len(data), 1 << 20))):
         data += part
-    return data
+    return bytes(data)

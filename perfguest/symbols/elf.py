@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of an ELF file: from .symtab, .dynsym, the PLT, .gnu_debugdata, and a separate file of debug information.
+"""Functions of an ELF file: from .symtab, .dynsym, the PLT, .gnu_debugdata, Go's pclntab, and a separate file of debug information.
 
 pyelftools finds the parts; tables are read from their bytes, as one object per symbol is too slow for files with hundreds of thousands.
 """
@@ -22,6 +22,7 @@ from elftools.elf.segments import NoteSegment
 
 from perfguest.errors import FormatError
 from perfguest.symbols.elf_dynamic import DynamicTables, dynamic_tables
+from perfguest.symbols.gopclntab import GoFunctions, go_functions
 from perfguest.symbols.plt import Bool, complete_string, plt_symbols, section_bytes, section_present
 from perfguest.symbols.sparse_elf import SparseFile
 from perfguest.symbols.table import GLOBAL, I32, LOCAL, U8, U64, WEAK, RawSymbols, SymbolTable, build_table
@@ -107,7 +108,7 @@ def parse_elf(data: bytes, name: str) -> ElfFile:
 def parse_sparse_elf(file: SparseFile, name: str) -> ElfFile:
     """The same for a file of which some pages are missing: it has the names that are wholly there. ``name`` stands in messages."""
     parts = _read_parts(name, file)
-    return ElfFile(name, parts.build_id, parts.segments, _table(name, [parts.symbols], parts.ends))
+    return ElfFile(name, parts.build_id, parts.segments, _table(name, [parts.symbols], parts.ends), parts.notes)
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class _Parts:
     symbols: _Symbols
     # Ends of sections that hold code.
     ends: U64
+    notes: tuple[str, ...] = ()
 
 
 def _read_file(path: str) -> _Parts:
@@ -154,6 +156,12 @@ def _read_parts(name: str, stream: BinaryIO | SparseFile) -> _Parts:
         sections = list(elf.iter_sections())
         symbols = [_table_symbols(elf, section) for section in sections if section["sh_type"] in {"SHT_SYMTAB", "SHT_DYNSYM"}]
         symbols.append(_plain(plt_symbols(elf, sections)))
+        notes: tuple[str, ...] = ()
+        if not any(section["sh_type"] == "SHT_SYMTAB" and section_present(section, section["sh_size"]) is None for section in sections):
+            found = go_functions(elf, stream if isinstance(stream, SparseFile) else None)
+            symbols.append(_go(found))
+            if found.missing:
+                notes = (f"{name}: {found.missing} of {found.missing + len(found.names)} functions of Go have no names: pages of its table are missing",)
         for section in sections:
             if section.name == ".gnu_debugdata" and section_present(section, section["sh_size"]) is None:
                 symbols.append(_debugdata(name, section_bytes(section)))
@@ -163,7 +171,7 @@ def _read_parts(name: str, stream: BinaryIO | SparseFile) -> _Parts:
         if isinstance(stream, SparseFile) and _lacks_symbols(elf, stream, sections):
             tables = dynamic_tables(elf, stream)
             joined = _sized(_join([joined, _columns(tables, elf.elfclass, np.zeros(1 << 16, bool))] if tables else [joined]))
-        return _Parts(_build_id(elf), tuple(_segments(elf)), joined, ends)
+        return _Parts(_build_id(elf), tuple(_segments(elf)), joined, ends, notes)
     except (FormatError, OSError):
         raise
     except Exception as error:
@@ -261,6 +269,11 @@ def _plain(found: list[tuple[int, int, str]]) -> _Symbols:
     columns = np.array([(start, size) for start, size, _ in found], np.uint64).reshape(-1, 2)
     count = len(found)
     return _Symbols(columns[:, 0], columns[:, 1], np.full(count, WEAK, np.uint8), np.zeros(count, bool), [name for _, _, name in found])
+
+
+def _go(found: GoFunctions) -> _Symbols:
+    count = len(found.names)
+    return _Symbols(found.start, found.size, np.full(count, WEAK, np.uint8), np.zeros(count, bool), found.names)
 
 
 def _debugdata(name: str, packed: bytes) -> _Symbols:

@@ -194,10 +194,11 @@ class SnapshotPrograms:
             if binary is not None:
                 self._elves[key] = None, binary.build_id.hex()
                 try:
-                    elf = parse_sparse_elf(open_binary(binary), path)
+                    elf = parse_sparse_elf(open_binary(binary), f"guest file {path[:200]}")
                     if binary.build_id and elf.build_id and elf.build_id != binary.build_id.hex():
                         raise FormatError("its build id is another one than its key says")
                     self._elves[key] = elf, binary.build_id.hex() or elf.build_id
+                    self._problems |= dict.fromkeys(elf.notes)
                 except FormatError as error:
                     self._problems[f"guest file {path[:200]} cannot be used: {error.message}"] = None
         return self._elves.get(key, (None, ""))

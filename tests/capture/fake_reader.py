@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reader of guests' memory that does what its first argument says, by perfguest/guest/wire.py: fake_reader.py MODE MEMORY CHANNEL PARENT OPTIONS."""
+"""A reader of guests' memory that does what its first argument says, by perfguest/guest/wire.py: fake_reader.py MODE CHANNEL PARENT, a zygote."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import signal
 import sys
 from typing import Any
 
-from perfguest.guest import wire
+from perfguest.guest import wire, zygote
+from perfguest.guest.tables import hashes
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
+from perfguest.proto import tables_pb2
 
 LAYOUT = {"current": 0x1FB80, "pid": 2416, "tgid": 2420, "comm": 2976, "start": 2784, "stack": 32}
 
@@ -18,6 +20,10 @@ LAYOUT = {"current": 0x1FB80, "pid": 2416, "tgid": 2420, "comm": 2976, "start": 
 def kernel(build_id: bytes = b"\x01" * 20, names: bytes = b"_stext\0_etext\0") -> pb.Kernel:
     addresses = b"".join(value.to_bytes(8, "little") for value in (0xFFFFFFFF81000000, 0xFFFFFFFF81000010))
     return pb.Kernel(release="6.1.0", build_id=build_id, symbols=pb.Symbols(addresses=addresses, types=b"TT", names=names))
+
+
+_PIECE = tables_pb2.Piece(address=0xFFFFFFFF81200000, size=32, data=bytes(32))
+RAW = tables_pb2.KernelRaw(entry=0xFFFFFFFF81800000, text=0xFFFFFFFF81000000, notes=_PIECE, banner=_PIECE, symbols=_PIECE, btf=_PIECE)
 
 
 class Reader:
@@ -87,10 +93,33 @@ class Reader:
     def opened(self, request: dict[str, Any]) -> None:
         image = kernel()
         mark = wire.fingerprint(image)
+        if self.mode == "wants without end":
+            while True:
+                self.send(wire.pack(Kind.WANT, {"mark": [mark]}))
+        if self.mode == "gives garbage for tables":
+            self.send(wire.frame(Kind.RAW, b"\xff" * 1000))
+        if self.mode == "lies about tables":
+            self.send(wire.frame(Kind.RAW, RAW.SerializeToString()))
         if mark not in request["known"]:
             self.message(Kind.KERNEL, image)
         self.message(Kind.EVENT, pb.GuestEvent(kernel=pb.VmKernel(level="processes", kernel=image.build_id.hex(), kaslr_offset=0x1000000)))
         self.done(release="6.1.0", fingerprint=mark, layout=LAYOUT)
+
+    def tables(self, request: dict[str, Any]) -> None:
+        """What the maker of tables, which is a process like this one, gives back."""
+        raw = tables_pb2.KernelRaw.FromString(wire.receive_payload(self.channel, Kind.RAW))
+        made = tables_pb2.KernelTables(format_version=1, fingerprint="0" * 64, release="6.1.0", build_id=b"\1" * 20, raw=hashes(raw))
+        self.message(Kind.TABLES, made)
+        self.done()
+
+    def modules(self, request: dict[str, Any]) -> None:
+        if self.mode == "dies at modules":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        loaded = pb.VmKernel(level="processes", kernel="ee", kaslr_offset=0x5000000)
+        if self.mode == "loads a module":
+            loaded.modules.add(name=b"late", address=0xFFFFFFFFC0100000, size=0x3000)
+        self.message(Kind.EVENT, pb.GuestEvent(kernel=loaded))
+        self.done()
 
     def process(self, request: dict[str, Any]) -> None:
         if self.mode == "dies at 666" and request["tgid"] == 666:
@@ -113,5 +142,10 @@ class Reader:
         self.done(found=True)
 
 
+def live(memory: int, channel: int, parent: int, limits: dict[str, Any]) -> int:
+    Reader(sys.argv[1], channel).run()
+    return 0
+
+
 if __name__ == "__main__":
-    Reader(sys.argv[1], int(sys.argv[3])).run()
+    zygote.serve(int(sys.argv[2]), int(sys.argv[3]), live)

@@ -140,6 +140,30 @@ def test_kernel_that_changes_is_read_again_and_its_tasks_forgotten(reading: Call
     assert [(each.lstar, each.time) for each in run.snapshot.kernels] == [(_LSTAR, 1000), (_LSTAR + 0x2000000, 5000)]
 
 
+def test_module_that_is_hit_is_read(reading: Callable[..., Reading]) -> None:
+    """A reading for each page that nothing explains, and none for what is known; what the reader says of the kernel itself does not count."""
+    run = reading("loads a module")
+    run.guests.observe(_VM)
+    run.wait(lambda: run.told)
+    run.guests.observe(sample(1, 0x1000, ip=0xFFFFFFFFC0101000, time=7000))
+    run.wait(lambda: len(run.snapshot.kernels) == 2)
+    run.guests.observe(sample(1, 0x1000, ip=0xFFFFFFFFC0102000, time=8000) + sample(1, 0x1000, ip=0xFFFFFFFFC0900000, time=9000))
+    run.end()
+    first, second = run.snapshot.kernels
+    assert (second.time, second.kernel, second.kaslr_offset, second.lstar) == (7000, first.kernel, first.kaslr_offset, _LSTAR)
+    assert [module.name for module in second.modules] == [b"late"]
+
+
+def test_module_list_that_kills_the_reader_leaves_the_rest(reading: Callable[..., Reading]) -> None:
+    run = reading("dies at modules")
+    run.guests.observe(_VM)
+    run.wait(lambda: run.told)
+    run.guests.observe(sample(1, 0x1000, ip=0xFFFFFFFFC0101000, time=7000) + _task(7))
+    (line,) = run.end()
+    assert "signal 11" in line
+    assert run.snapshot.kernels[0].level == "processes"
+
+
 def test_second_vm_with_the_same_kernel(reading: Callable[..., Reading]) -> None:
     run = reading("works")
     run.guests.observe(_VM)
@@ -158,6 +182,16 @@ def test_kernel_from_the_cache(reading: Callable[..., Reading], tmp_path: Path) 
         assert stored
         assert stored.symbols == kernel().symbols
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("mode", ["gives garbage for tables", "lies about tables"])
+def test_tables_that_are_none_help_nobody_and_harm_nothing(reading: Callable[..., Reading], tmp_path: Path, mode: str) -> None:
+    run = reading(mode, cache=tmp_path / "cache")
+    run.guests.observe(_VM)
+    assert run.end() == ["web: Linux 6.1.0, 0 processes, 0 binaries (0 B) from its memory"]
+    assert not run.guests.cached_tables()
+    assert not list((tmp_path / "cache").glob("*.tables"))
+    assert len(list((tmp_path / "cache").glob("*.pb.gz"))) == 1
 
 
 def test_cache_that_others_may_write_to_is_not_used(reading: Callable[..., Reading], tmp_path: Path) -> None:
@@ -184,6 +218,7 @@ def test_cache_that_others_may_write_to_is_not_used(reading: Callable[..., Readi
         ("endless kernels", "what was not asked for"),
         ("no message", "a message that is none"),
         ("not json", "sent garbage"),
+        ("wants without end", "what was not asked for"),
         ("deep json", "sent garbage"),
         ("a list", "sent garbage"),
         ("not asked for", "what was not asked for"),

@@ -122,6 +122,7 @@ def test_a_damaged_snapshot_costs_names_and_nothing_else(recording: Path, tmp_pa
 
 
 def test_convert_needs_nothing_that_reads_memory(recording: Path) -> None:
-    code = "import sys; sys.modules['drgn'] = None; from perfguest.cli import main; main()"
+    code = "import sys; sys.modules['drgn'] = None; from perfguest.cli import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", code, "convert", str(recording), "--folded"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stdout == convert(recording, "--folded").stdout

@@ -19,9 +19,9 @@ from elftools.elf.elffile import ELFFile
 from perfguest.capture.guest_reader import ReaderLimits, ReaderProcess
 from perfguest.capture.lab.kernels import find_kernel, load_order, module_bytes, module_name
 from perfguest.capture.waiting import wait_readable
+from perfguest.formats.btf import BtfTable
 from perfguest.formats.kernel_image import read_kernel_image
 from perfguest.formats.kernel_payload import unpack_kernel
-from perfguest.guest.btf import BtfTable
 from perfguest.guest.kernel import GuestUnreadable, open_kernel
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2

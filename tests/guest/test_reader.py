@@ -16,6 +16,7 @@ import pytest
 
 from perfguest.capture.guest_cache import KernelCache
 from perfguest.capture.guests import GuestSettings
+from perfguest.capture.lab.kernels import find_kernel, load_order, module_bytes
 from perfguest.capture.messages import Messages
 from perfguest.capture.recorder import RecordSettings, record
 from perfguest.formats.guest_snapshot import GuestSnapshot, read_snapshot
@@ -28,7 +29,8 @@ _DEADLINE = 60.0
 
 @pytest.fixture(scope="module", params=KERNELS[:1], ids=lambda path: Path(path).name)
 def guest(request: pytest.FixtureRequest) -> Iterator[EmulatedGuest]:
-    with EmulatedGuest(request.param) as running:
+    (late,) = load_order(find_kernel(Path(request.param), None, ()), (), ("dummy",))
+    with EmulatedGuest(request.param, files={"/late.ko": (0o644, module_bytes(late))}) as running:
         running.run("sleep 1000 & echo $! >/tmp/sleep")
         yield running
 
@@ -129,6 +131,29 @@ def test_kernel_tasks_process_and_its_files(guest: EmulatedGuest, host: FakeHost
     assert re.match(rf"web: Linux {re.escape(guest.release)}, 1 process, \d+ binar(y|ies) \(.*\) from its memory", line)
 
 
+def test_module_that_is_loaded_during_the_recording(guest: EmulatedGuest, host: FakeHost, tmp_path: Path) -> None:
+    out = tmp_path / "perfguest.data"
+    tasks = host.paths.debugfs / "perfguest/tasks"
+
+    def play() -> None:
+        _wait((out / "perf.data").exists)
+        registers = guest.registers()
+        os.write(host.streams[0], vm_record(1, 500, guest.lstar(), guest.slots()) + sample(1, registers.cr3, user=registers.cpl == 3))
+        _wait(lambda: tasks.read_text().endswith("\n"))
+        guest.run("insmod /late.ko")
+        address = int(guest.run("grep -w ^dummy /proc/modules").split()[-1], 16)
+        os.write(host.streams[0], sample(1, registers.cr3, ip=address + 16, time=9000))
+        _wait(lambda: (snapshot := read_snapshot(out / "guests")) and len(snapshot.kernels) == 2)
+
+    _record(_settings(host, out), host, play)
+    before, after = _snapshot(out).kernels
+    assert "dummy" not in {module.name.decode() for module in before.modules}
+    (late,) = [module for module in after.modules if module.name == b"dummy"]
+    assert (before.time, after.time, after.kernel, after.kaslr_offset) == (1000, 9000, before.kernel, before.kaslr_offset)
+    listed = {line.split()[2] for line in guest.run("grep -F '[dummy]' /proc/kallsyms").splitlines()}
+    assert set(late.symbols.names.split(b"\0")[:-1]) == listed
+
+
 def test_second_recording_takes_the_kernel_from_the_cache(guest: EmulatedGuest, host: FakeHost, tmp_path: Path) -> None:
     kernels = []
     for name in ("first", "second"):
@@ -144,12 +169,12 @@ def test_second_recording_takes_the_kernel_from_the_cache(guest: EmulatedGuest, 
         snapshot = _snapshot(out)
         kernels.append(snapshot.kernel(snapshot.kernels[0].kernel))
         cached = list((tmp_path / "cache").iterdir())
-        assert len(cached) == 1
+        assert sorted(path.name.rpartition(".")[2] for path in cached) == ["gz", "tables"]
         if name == "first":
             # Marked, to see where the second one is from.
-            inode = cached[0].stat().st_ino
+            inodes = {path.stat().st_ino for path in cached}
     assert kernels[0] == kernels[1]
-    assert cached[0].stat().st_ino == inode
+    assert {path.stat().st_ino for path in cached} == inodes
     assert KernelCache(tmp_path / "cache").known()
 
 
