@@ -11,6 +11,7 @@ ORC_V2: Final = 2
 ORC_V3: Final = 3
 ORC_V4: Final = 4
 ORC_V5: Final = 5
+ORC_V6: Final = 6
 
 MODE_KERNEL: Final = 0
 MODE_USER: Final = 1

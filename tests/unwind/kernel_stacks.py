@@ -18,7 +18,9 @@ REGISTERS = ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{i}" f
 PT_REGS = ["r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "orig_ax", "rip", "cs", "flags", "rsp", "ss"]
 USER_CS, USER_DS, KERNEL_CS, FLAGS = 0x33, 0x2B, 0x10, 0x246
 
-UNDEFINED, PREV_SP, DX, DI, BP, SP, R10, R13, BP_INDIRECT, SP_INDIRECT = range(10)
+UNDEFINED, PREV_SP, DX, DI, BP, SP, R10, R13, BP_INDIRECT, SP_INDIRECT, AX = range(11)
+# By the numbers that they have in ORC_V6.
+V6_REGISTERS = (UNDEFINED, AX, DX, SP, BP, DI, R10, R13, PREV_SP, SP_INDIRECT, BP_INDIRECT)
 # Types as the newest layout numbers them.
 TYPE_UNDEFINED, TYPE_END, TYPE_CALL, TYPE_REGS, TYPE_PARTIAL = range(5)
 
@@ -30,7 +32,7 @@ def entry(
     signal = kind >= TYPE_REGS if signal is None else signal
     if kind <= TYPE_END:
         sp = UNDEFINED
-    flags = sp | bp << 4
+    flags = V6_REGISTERS.index(sp) | V6_REGISTERS.index(bp) << 4 if layout == _native.ORC_V6 else sp | bp << 4
     old_type = max(kind - TYPE_CALL, 0)
     end = kind == TYPE_END
     match layout:
@@ -40,7 +42,7 @@ def entry(
             flags |= old_type << 8 | end << 10
         case _native.ORC_V4:
             flags |= old_type << 8 | signal << 10 | end << 11
-        case _native.ORC_V5:
+        case _native.ORC_V5 | _native.ORC_V6:
             flags |= kind << 8 | signal << 11
     return struct.pack("<hhH", sp_offset, bp_offset, flags)
 

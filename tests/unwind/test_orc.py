@@ -22,12 +22,14 @@ RELEASES = {
     _native.ORC_V2: "5.10.0-32-amd64",
     _native.ORC_V3: "6.1.0-50-amd64",
     _native.ORC_V4: "6.3.0-1",
-    _native.ORC_V5: "7.3.4+deb13-amd64",
+    _native.ORC_V5: "6.18.12+deb13-amd64",
+    _native.ORC_V6: "7.3.4+deb13-amd64",
 }
 CFA_REGISTER, CFA_DEREF_LAST, CFA_DEREF_FIRST = range(3)
 RULE_KINDS = {k.TYPE_CALL: 1, k.TYPE_REGS: 2, k.TYPE_PARTIAL: 3}
-BASES = {k.DX: 2, k.DI: 7, k.BP: 5, k.SP: 4, k.R10: 10, k.R13: 13, k.BP_INDIRECT: 5, k.SP_INDIRECT: 4}
+BASES = {k.DX: 2, k.DI: 7, k.BP: 5, k.SP: 4, k.R10: 10, k.R13: 13, k.BP_INDIRECT: 5, k.SP_INDIRECT: 4, k.AX: 0}
 RBP, RIP = 5, 16
+_NO_REGISTER = 15
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,9 @@ def table(image: KernelImage) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.vo
 def meaning(layout: int, entry: np.void) -> tuple[int, int, int, int, int, bool]:
     """(type as the newest layout has it, sp_reg, sp_offset, bp_reg, bp_offset, signal) by the fields in each release's asm/orc_types.h."""
     flags = int(entry["flags"])
-    sp, bp = flags & 15, flags >> 4 & 15
-    if layout == _native.ORC_V5:
+    numbers = k.V6_REGISTERS if layout == _native.ORC_V6 else range(k.AX)
+    sp, bp = (numbers[number] if number < len(numbers) else _NO_REGISTER for number in (flags & 15, flags >> 4 & 15))
+    if layout >= _native.ORC_V5:
         kind, signal = flags >> 8 & 7, bool(flags >> 11 & 1)
     else:
         kind = (flags >> 8 & 3) + k.TYPE_CALL
@@ -107,7 +110,7 @@ def test_layouts_are_told_apart(image: KernelImage, table: tuple[npt.NDArray[np.
 
 def test_releases() -> None:
     assert [orc_layout(release, b"") for release in RELEASES.values()] == list(RELEASES)
-    assert [orc_layout(release, b"") for release in ("4.18.20", "4.19.0", "5.11.22", "5.12.0", "6.2.9", "6.3.10", "6.4.0", "10.0", "")] == [
+    assert [orc_layout(release, b"") for release in ("4.18.20", "4.19.0", "5.11.22", "5.12.0", "6.2.9", "6.3.10", "6.4.0", "7.2.0", "10.0", "")] == [
         1,
         2,
         2,
@@ -115,8 +118,9 @@ def test_releases() -> None:
         3,
         4,
         5,
-        5,
-        5,
+        6,
+        6,
+        6,
     ]
 
 
@@ -169,7 +173,7 @@ def test_bad_tables() -> None:
     with pytest.raises(ValueError, match="as many"):
         unwinder.add_kernel([(bytes(16), bytes(6))], _native.ORC_V5, [])
     with pytest.raises(ValueError, match="layout"):
-        unwinder.add_kernel([], 6, [])
+        unwinder.add_kernel([], 7, [])
     with pytest.raises(ValueError, match="8 bytes"):
         unwinder.add_kernel([(bytes(15), bytes(6))], _native.ORC_V5, [])
     assert unwinder.kernel_rule(unwinder.add_kernel([], _native.ORC_V5, []), k.TEXT) == {"end": _native.END_NO_TABLE}

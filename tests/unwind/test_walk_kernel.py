@@ -9,7 +9,7 @@ from perfguest.unwind import _native
 from perfguest.unwind.engine import Engine
 from tests.unwind import kernel_stacks as k
 
-LAYOUTS = [_native.ORC_V1, _native.ORC_V2, _native.ORC_V3, _native.ORC_V4, _native.ORC_V5]
+LAYOUTS = [_native.ORC_V1, _native.ORC_V2, _native.ORC_V3, _native.ORC_V4, _native.ORC_V5, _native.ORC_V6]
 CALLED, CALLER, USER_IP, USER_SP = k.TEXT + 0x10, k.TEXT + 0x110, 0x555555555000, 0x7FFD12340000
 ORC_FRAME = _native.HOW_ORC | _native.FRAME_RETURN
 
@@ -75,7 +75,7 @@ def test_interrupted_kernel_code(layout: int, partial: bool) -> None:
     assert out.kernel_end[0] == _native.END_THREAD_START
 
 
-@pytest.mark.parametrize("layout", [_native.ORC_V4, _native.ORC_V5])
+@pytest.mark.parametrize("layout", [_native.ORC_V4, _native.ORC_V5, _native.ORC_V6])
 def test_registers_without_signal(layout: int) -> None:
     """ftrace saves registers at a call: the address in them is one to which that call returns."""
     engine, stack = Engine(), k.Stack()

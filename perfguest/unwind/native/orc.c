@@ -15,6 +15,7 @@
  *   with registers implied it.
  * - fb799447ae29 ("x86,objtool: Split UNWIND_HINT_EMPTY in two") (in v6.4):
  *   the types are undefined, end of stack, call, registers, partial registers.
+ * - between v6.18 and v7.2: ORC_REG_* are numbered anew, and AX is one of them.
  */
 #include "orc.h"
 
@@ -33,6 +34,16 @@ enum {
 	ORC_REG_R13 = 7,
 	ORC_REG_BP_INDIRECT = 8,
 	ORC_REG_SP_INDIRECT = 9,
+	ORC_REG_AX = 10,	/* ours: V6 has other numbers */
+	ORC_REG_UNKNOWN = 15,
+};
+
+/* By V6's numbers. */
+static const uint8_t v6_registers[16] = {
+	ORC_REG_UNDEFINED, ORC_REG_AX, ORC_REG_DX, ORC_REG_SP,
+	ORC_REG_BP, ORC_REG_DI, ORC_REG_R10, ORC_REG_R13,
+	ORC_REG_PREV_SP, ORC_REG_SP_INDIRECT, ORC_REG_BP_INDIRECT, ORC_REG_UNKNOWN,
+	ORC_REG_UNKNOWN, ORC_REG_UNKNOWN, ORC_REG_UNKNOWN, ORC_REG_UNKNOWN,
 };
 
 enum {
@@ -52,7 +63,7 @@ struct orc {
 	bool exact;
 };
 
-/* Entries of any layout, as the latest one says it. */
+/* Entries of any layout, with V5's types and (but for AX) its registers. */
 static struct orc decode(enum pg_orc_layout layout, const uint8_t *bytes)
 {
 	struct orc orc;
@@ -64,6 +75,10 @@ static struct orc decode(enum pg_orc_layout layout, const uint8_t *bytes)
 	memcpy(&flags, bytes + 4, 2);
 	orc.sp_reg = flags & 15;
 	orc.bp_reg = flags >> 4 & 15;
+	if (layout >= PG_ORC_V6) {
+		orc.sp_reg = v6_registers[orc.sp_reg];
+		orc.bp_reg = v6_registers[orc.bp_reg];
+	}
 	if (layout >= PG_ORC_V5) {
 		orc.type = flags >> 8 & 7;
 		orc.exact = flags >> 11 & 1;
@@ -87,9 +102,11 @@ static bool set_cfa(struct pg_rule *rule, enum pg_orc_layout layout, const struc
 		[ORC_REG_DX] = PG_RDX, [ORC_REG_DI] = PG_RDI, [ORC_REG_BP] = PG_RBP,
 		[ORC_REG_SP] = PG_RSP, [ORC_REG_R10] = PG_R10, [ORC_REG_R13] = PG_R13,
 		[ORC_REG_BP_INDIRECT] = PG_RBP, [ORC_REG_SP_INDIRECT] = PG_RSP,
+		[ORC_REG_AX] = PG_RAX,
 	};
+	unsigned int last = layout >= PG_ORC_V6 ? ORC_REG_AX : ORC_REG_SP_INDIRECT;
 
-	if (orc->sp_reg < ORC_REG_DX || orc->sp_reg > ORC_REG_SP_INDIRECT)
+	if (orc->sp_reg < ORC_REG_DX || orc->sp_reg > last)
 		return false;
 	rule->cfa_register = bases[orc->sp_reg];
 	rule->cfa_offset = orc->sp_offset;

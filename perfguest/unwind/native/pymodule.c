@@ -85,6 +85,7 @@ static const struct {
 	{ "ORC_V3", PG_ORC_V3 },
 	{ "ORC_V4", PG_ORC_V4 },
 	{ "ORC_V5", PG_ORC_V5 },
+	{ "ORC_V6", PG_ORC_V6 },
 	{ "HOW_REGISTER", PG_HOW_REGISTER },
 	{ "HOW_ORC", PG_HOW_ORC },
 	{ "HOW_CFI", PG_HOW_CFI },
