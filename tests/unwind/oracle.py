@@ -24,7 +24,7 @@ _PT_REGS = ("R15", "R14", "R13", "R12", "RBP", "RBX", "R11", "R10", "R9", "R8", 
 _DWARF = ("RAX", "RDX", "RCX", "RBX", "RSI", "RDI", "RBP", "RSP", *(f"R{number}" for number in range(8, 16)))
 _RA = 16
 _LAST = "R10", "R13", "RDI", "RDX", "RAX"
-# arch/x86/include/asm/orc_types.h: ORC_REG_*, by their numbers; of v7.2 and later, and before.
+# arch/x86/include/asm/orc_types.h: ORC_REG_*, by their numbers; of v7.1 and later, and before.
 _NEW_REGISTERS = ("UNDEFINED", "RAX", "RDX", "RSP", "RBP", "RDI", "R10", "R13", "PREV_SP", "SP_INDIRECT", "BP_INDIRECT")
 _OLD_REGISTERS = ("UNDEFINED", "PREV_SP", "RDX", "RDI", "RBP", "RSP", "R10", "R13", "BP_INDIRECT", "SP_INDIRECT")
 
@@ -62,7 +62,7 @@ class OrcLayout:
     @classmethod
     def of(cls, release: str) -> OrcLayout:
         version = tuple(map(int, re.findall(r"\d+", release)[:2]))
-        return cls(version >= (6, 4), version < (5, 12), _NEW_REGISTERS if version >= (7, 2) else _OLD_REGISTERS)
+        return cls(version >= (6, 4), version < (5, 12), _NEW_REGISTERS if version >= (7, 1) else _OLD_REGISTERS)
 
 
 class KernelWalk:
