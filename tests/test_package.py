@@ -49,3 +49,9 @@ def test_the_module_is_built_from_the_package(installed: Path, tmp_path: Path) -
 
 def test_the_labs_files_travel_inside(installed: Path) -> None:
     assert {path.name for path in (installed / "perfguest" / "lab_guest").iterdir()} >= {"workload.c", "truth.json", "guest_init.sh", "host_init.sh"}
+
+
+def test_the_unwinder_is_built(installed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from perfguest.unwind import _native; print(_native.__file__, _native.Unwinder().add_binary(0, []))"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.split()[0]).is_relative_to(installed) and done.stdout.split()[1] == "0"

@@ -8,11 +8,11 @@ An entry has been 6 bytes ever since Linux 4.14: int16 sp_offset, int16 bp_offse
     ORC_V3  v5.12  type:2 end:1             87ccc826bf1c ("x86/unwind/orc: Change REG_SP_INDIRECT"): the same bits, another meaning of one register
     ORC_V4  v6.3   type:2 signal:1 end:1    ffb1b4a41016 ("x86/unwind/orc: Add 'signal' field to ORC metadata")
     ORC_V5  v6.4   type:3 signal:1          fb799447ae29 ("x86,objtool: Split UNWIND_HINT_EMPTY in two")
-    ORC_V6  v7.2   type:3 signal:1          the same bits, registers numbered anew; not yet in v6.18
+    ORC_V6  v7.1    type:3 signal:1         the same bits, other numbers for registers
 
-Nearly all entries are those of calls. Their type was 0 until V5 made it 2, so that V5 is told by counting; their base is SP, whose number was 5 until V6 made
-it 3, so that V6 is told likewise. In V4, entries with bit 11 end the stack; before it,
-nothing used that bit. The rest tells nothing that a table must have, and the release decides.
+Nearly all entries are those of calls. Their type was 0 until V5 made it 2, so that V5 is told by counting. In V4, entries with bit 11 end the stack; before it,
+nothing used that bit. The rest tells nothing that a table must have, and the release decides. Most calls are found by SP, which
+is register 5 until V6 makes it 3 (5 being DI, which hardly occurs), so that V6 is told by counting, too.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from perfguest.unwind._native import ORC_V1, ORC_V2, ORC_V3, ORC_V4, ORC_V5, ORC
 ENTRY = np.dtype([("sp_offset", "<i2"), ("bp_offset", "<i2"), ("flags", "<u2")])
 
 _TYPE_CALL_V5 = 2
-_SP_V5, _SP_V6 = 5, 3
-_SINCE = ((7, 2, ORC_V6), (6, 4, ORC_V5), (6, 3, ORC_V4), (5, 12, ORC_V3), (4, 19, ORC_V2))
+_SP_V6, _SP_BEFORE = 3, 5
+_SINCE = ((7, 1, ORC_V6), (6, 4, ORC_V5), (6, 3, ORC_V4), (5, 12, ORC_V3), (4, 19, ORC_V2))
 
 
 def orc_layout(release: str, entries: bytes) -> int:
@@ -41,10 +41,9 @@ def orc_layout(release: str, entries: bytes) -> int:
     by_release = _layout_of_release(release)
     if not flags.size:
         return by_release
-    calls = flags[flags >> 8 & 7 == _TYPE_CALL_V5]
-    if calls.size * 2 > flags.size:
-        old, new = (int(np.count_nonzero(calls & 15 == number)) for number in (_SP_V5, _SP_V6))
-        return (ORC_V6 if by_release >= ORC_V6 else ORC_V5) if old == new else ORC_V6 if new > old else ORC_V5
+    if np.count_nonzero(flags >> 8 & 7 == _TYPE_CALL_V5) * 2 > flags.size:
+        base = flags & 15
+        return ORC_V6 if np.count_nonzero(base == _SP_V6) > np.count_nonzero(base == _SP_BEFORE) else ORC_V5
     if np.any(flags >> 11 & 1):
         return ORC_V4
     # Neither many calls of type 2 nor an end in bit 11: not V5, not V4 but for a table without an end.

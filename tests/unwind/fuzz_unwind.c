@@ -116,8 +116,7 @@ static void make_kernel(struct input *in, struct pg_kernel *kernel)
 		uint16_t flags = (uint16_t)take64(in);
 
 		if (pick(in, 4))	/* mostly calls */
-			flags = kernel->orc.layout == PG_ORC_V6 ? 0x283 :
-				kernel->orc.layout == PG_ORC_V5 ? 0x215 : 0x15;
+			flags = kernel->orc.layout == PG_ORC_V6 ? 0x283 : kernel->orc.layout == PG_ORC_V5 ? 0x215 : 0x15;
 		memcpy(entries[i].bytes, offsets, 4);
 		memcpy(entries[i].bytes + 4, &flags, 2);
 		entries[i].address = KERNEL_TEXT + pick(in, 512);

@@ -19,8 +19,8 @@ PT_REGS = ["r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "
 USER_CS, USER_DS, KERNEL_CS, FLAGS = 0x33, 0x2B, 0x10, 0x246
 
 UNDEFINED, PREV_SP, DX, DI, BP, SP, R10, R13, BP_INDIRECT, SP_INDIRECT, AX = range(11)
-# By the numbers that they have in ORC_V6.
-V6_REGISTERS = (UNDEFINED, AX, DX, SP, BP, DI, R10, R13, PREV_SP, SP_INDIRECT, BP_INDIRECT)
+# Of those the numbers since Linux 7.1, which has AX besides.
+_NUMBERS_V6 = {UNDEFINED: 0, DX: 2, SP: 3, BP: 4, DI: 5, R10: 6, R13: 7, PREV_SP: 8, SP_INDIRECT: 9, BP_INDIRECT: 10, AX: 1}
 # Types as the newest layout numbers them.
 TYPE_UNDEFINED, TYPE_END, TYPE_CALL, TYPE_REGS, TYPE_PARTIAL = range(5)
 
@@ -32,7 +32,7 @@ def entry(
     signal = kind >= TYPE_REGS if signal is None else signal
     if kind <= TYPE_END:
         sp = UNDEFINED
-    flags = V6_REGISTERS.index(sp) | V6_REGISTERS.index(bp) << 4 if layout == _native.ORC_V6 else sp | bp << 4
+    flags = _NUMBERS_V6[sp] | _NUMBERS_V6[bp] << 4 if layout == _native.ORC_V6 else sp | bp << 4
     old_type = max(kind - TYPE_CALL, 0)
     end = kind == TYPE_END
     match layout:

@@ -31,6 +31,19 @@ def test_bases(layout: int, base: int, register: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_ax_is_a_base_since_7_1(layout: int) -> None:
+    """Where entry code has moved the registers to the task's stack and is about to go there itself. Before, its number was no register's."""
+    engine, stack = Engine(), k.Stack()
+    number = kernel(engine, layout, k.entry(layout, sp=k.AX, sp_offset=24))
+    stack.put(0x100 + 16, CALLER)
+    out = engine.walk(k.sample([stack], number, rip=CALLED, rsp=k.STACK, rax=k.STACK + 0x100))
+    if layout == _native.ORC_V6:
+        assert k.frames(out) == [(CALLED, 0), (CALLER, ORC_FRAME)]
+    else:
+        assert ORC_FRAME not in [how for _, how in k.frames(out)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_indirect_bases(layout: int) -> None:
     """*(BP + offset) always; *(SP + offset) before Linux 5.12, *SP + offset since."""
     for base, register in ((k.BP_INDIRECT, "rbp"), (k.SP_INDIRECT, "rsp")):
@@ -210,3 +223,18 @@ def test_scan() -> None:
     out = engine.scan(k.sample([stack], number, rip=CALLED, rsp=k.STACK + 0x40))
     how = _native.HOW_SCAN | _native.FRAME_RETURN
     assert k.frames(out) == [(CALLED, 0), (CALLER, how), (k.TEXT + 0x220, how)]
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_a_task_switch_that_fills_the_return_stack_buffer(calls: int) -> None:
+    """call .+6; int3; call .+6; int3; add $16, %rsp: what the calls pushed is not in the tables."""
+    engine, stack = Engine(), k.Stack()
+    code = bytearray(text_with_calls(0x110))
+    code[0x20:0x2C] = b"\xe8\x01\x00\x00\x00\xcc" * 2
+    number = kernel(engine, _native.ORC_V3, k.entry(_native.ORC_V3, sp_offset=24), bytes(code))
+    ip = k.TEXT + 0x20 + 6 * calls
+    pushed = [k.TEXT + 0x25, k.TEXT + 0x2B][:calls][::-1]
+    stack.put(0x100 - 8 * calls, *pushed, 0, 0, CALLER)
+    out = engine.walk(k.sample([stack], number, rip=ip, rsp=k.STACK + 0x100 - 8 * calls))
+    assert k.frames(out) == [(ip, 0), (CALLER, ORC_FRAME)]
+    assert out.kernel_end[0] == _native.END_THREAD_START

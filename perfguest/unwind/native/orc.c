@@ -15,7 +15,7 @@
  *   with registers implied it.
  * - fb799447ae29 ("x86,objtool: Split UNWIND_HINT_EMPTY in two") (in v6.4):
  *   the types are undefined, end of stack, call, registers, partial registers.
- * - between v6.18 and v7.2: ORC_REG_* are numbered anew, and AX is one of them.
+ * - In v7.1 the registers got other numbers, and AX was added to them.
  */
 #include "orc.h"
 
@@ -34,16 +34,16 @@ enum {
 	ORC_REG_R13 = 7,
 	ORC_REG_BP_INDIRECT = 8,
 	ORC_REG_SP_INDIRECT = 9,
-	ORC_REG_AX = 10,	/* ours: V6 has other numbers */
+	ORC_REG_AX = 10,	/* of no number before v7.1 */
 	ORC_REG_UNKNOWN = 15,
 };
 
-/* By V6's numbers. */
-static const uint8_t v6_registers[16] = {
-	ORC_REG_UNDEFINED, ORC_REG_AX, ORC_REG_DX, ORC_REG_SP,
-	ORC_REG_BP, ORC_REG_DI, ORC_REG_R10, ORC_REG_R13,
-	ORC_REG_PREV_SP, ORC_REG_SP_INDIRECT, ORC_REG_BP_INDIRECT, ORC_REG_UNKNOWN,
-	ORC_REG_UNKNOWN, ORC_REG_UNKNOWN, ORC_REG_UNKNOWN, ORC_REG_UNKNOWN,
+/* What the numbers of v7.1 were before. */
+static const uint8_t renumbered[16] = {
+	[0] = ORC_REG_UNDEFINED, [1] = ORC_REG_AX, [2] = ORC_REG_DX, [3] = ORC_REG_SP,
+	[4] = ORC_REG_BP, [5] = ORC_REG_DI, [6] = ORC_REG_R10, [7] = ORC_REG_R13,
+	[8] = ORC_REG_PREV_SP, [9] = ORC_REG_SP_INDIRECT, [10] = ORC_REG_BP_INDIRECT,
+	[11 ... 15] = ORC_REG_UNKNOWN,
 };
 
 enum {
@@ -63,7 +63,7 @@ struct orc {
 	bool exact;
 };
 
-/* Entries of any layout, with V5's types and (but for AX) its registers. */
+/* Entries of any layout, as the latest one says it. */
 static struct orc decode(enum pg_orc_layout layout, const uint8_t *bytes)
 {
 	struct orc orc;
@@ -76,8 +76,8 @@ static struct orc decode(enum pg_orc_layout layout, const uint8_t *bytes)
 	orc.sp_reg = flags & 15;
 	orc.bp_reg = flags >> 4 & 15;
 	if (layout >= PG_ORC_V6) {
-		orc.sp_reg = v6_registers[orc.sp_reg];
-		orc.bp_reg = v6_registers[orc.bp_reg];
+		orc.sp_reg = renumbered[orc.sp_reg];
+		orc.bp_reg = renumbered[orc.bp_reg];
 	}
 	if (layout >= PG_ORC_V5) {
 		orc.type = flags >> 8 & 7;

@@ -17,7 +17,7 @@ enum pg_orc_layout {
 	PG_ORC_V3,	/* v5.12: SP_INDIRECT adds its offset after the load */
 	PG_ORC_V4,	/* v6.3: signal:1 between type and end */
 	PG_ORC_V5,	/* v6.4: type:3 with undefined and end in it, signal:1 */
-	PG_ORC_V6,	/* by v7.2: other numbers for registers, AX new among them */
+	PG_ORC_V6,	/* v7.1: other numbers for registers, AX among them */
 	PG_ORC_LAST = PG_ORC_V6,
 };
 

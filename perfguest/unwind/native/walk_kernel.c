@@ -9,6 +9,8 @@
 #define STACK_SIZE		16384ULL	/* of a task; stacks are aligned to it */
 #define FRED_PADDING		16		/* above pt_regs, in kernels since v6.9 */
 
+#define STUFFING_REACH		16		/* bytes of code from the first call to behind the second */
+
 #define USER32_CS		0x23
 #define USER_DS			0x2b
 #define USER_CS			0x33
@@ -130,6 +132,30 @@ static uint8_t step_without_rule(struct pg_walk *walk, enum pg_end end)
 }
 
 /*
+ * While a task switch fills the processor's return stack buffer (asm/nospec-branch.h,
+ * FILL_RETURN_BUFFER), each of up to two calls there has left a word on the
+ * stack: its own return address, right before IP. ORC does not count them, so
+ * the caller is not where it says.
+ */
+static void skip_stuffing(struct pg_walk *walk, const struct pg_rule *rule)
+{
+	struct pg_machine *m = &walk->machine;
+	uint64_t sp = m->regs[PG_RSP], word;
+	int i;
+
+	if (rule->kind != PG_RULE_CALL || rule->cfa_kind != PG_CFA_REGISTER ||
+	    rule->cfa_register != PG_RSP)
+		return;
+	if (pg_load64(m, sp + rule->cfa_offset - 8, &word) && is_return_address(walk, word))
+		return;
+	for (i = 0; i < 2; i++, sp += 8)
+		if (!pg_load64(m, sp, &word) || m->regs[PG_RIP] - word - 1 >= STUFFING_REACH ||
+		    !is_return_address(walk, word))
+			break;
+	pg_set(m, PG_RSP, sp);
+}
+
+/*
  * Between the processor's syscall instruction and the first push, and on the
  * way out, the stack is still or again the user's, and the processor keeps the
  * user's address in RCX: ORC calls it an end, and it is one of the kernel.
@@ -178,6 +204,8 @@ enum pg_end pg_walk_kernel(struct pg_walk *walk)
 			exact = false;
 			continue;
 		}
+		if (leaf)
+			skip_stuffing(walk, rule);
 		end = pg_step(m, rule, &no_source, &cs);
 		if (end)
 			return end;
