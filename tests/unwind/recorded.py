@@ -94,8 +94,8 @@ def _wait(guest: EmulatedGuest, condition: str, log: str) -> None:
 def _end(guest: EmulatedGuest) -> None:
     """Ends all that runs from the disk, and the shells that would start more of it."""
     programs = "for p in /proc/[0-9]*; do readlink $p/exe; done | grep ^/disk/"
-    shells = "for j in /tmp/*.job; do ls /proc/$(cat $j)/exe; done"
-    ours = f'[ -n "$(({programs}; {shells}) 2>/dev/null)" ]'
+    shells = "for j in /tmp/*.job; do readlink /proc/$(cat $j)/exe; done"
+    ours = f'[ -n "$( ({programs}; {shells}) 2>/dev/null)" ]'
     kill = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in /disk/*) kill -9 ${p#/proc/};; esac; done 2>/dev/null"
     guest.run(f"touch /tmp/end; while {ours}; do {kill}; usleep 10000; done; rm -f /tmp/end /tmp/*.job")
 
