@@ -99,8 +99,10 @@ def calls(rows: Iterable[Row]) -> Counter[tuple[int, int]]:
 
 
 def script_chains(text: str) -> Iterator[list[str]]:
-    """Kernel chains, leaf first, out of what ``perf script -F comm,ip,sym`` prints: none of a sample that hit user mode."""
+    """Kernel chains, leaf first, out of what ``perf script -F comm,ip,sym`` prints: none of a sample that hit user mode, none of perf's own."""
     for block in text.split("\n\n"):
+        if block.strip().startswith("perf"):
+            continue
         frames = [line.split(maxsplit=1) for line in block.splitlines() if line[:1] in "\t "]
         chain = [name.strip().partition("+")[0] for address, name in frames if len(address) == 16 and address >= "ffff8"]
         if chain:

@@ -112,7 +112,8 @@ def _take_with_perf(result: Recorded, guest: EmulatedGuest, sampler: Sampler, co
     """With perf sampling in the guest at the same time, for as long."""
     _start(guest, "storm")
     guest.run("chroot /disk /usr/bin/perf record -q -a -g -e cpu-clock -F 999 -o /tmp/perf.data >/tmp/perf.log 2>&1 & echo $! >/tmp/perf.pid")
-    _wait(guest, "[ -s /tmp/perf.data ]", "/tmp/perf.log")
+    # At first perf reads of all processes what they have mapped, and takes no samples yet.
+    _wait(guest, "[ $(stat -c %s /tmp/perf.data 2>/dev/null || echo 0) -gt 100000 ]", "/tmp/perf.log")
     first = sampler.count
     sampler.take(count)
     result.phases["perf"] = range(first, sampler.count)

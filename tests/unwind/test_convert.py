@@ -60,7 +60,7 @@ def test_most_of_the_known_program_hangs_together(folded: Folded, figure: Callab
     total = sum(count for _, count in stacks)
     figure(f"samples of the known program below main or a thread's function: {whole} of {total} ({100 * whole / total:.2f}%)")
     # What is left are threads at their very beginning and end, in functions of libc that have no names.
-    assert whole >= 0.8 * total
+    assert whole >= 0.7 * total
 
 
 def test_the_kernel_stands_above_the_program(folded: Folded) -> None:

@@ -46,7 +46,7 @@ def test_truth_is_told(guest: Guest, truth: Truth, figure: Callable[[str], None]
 
     found = share(_of(guest, "truth"), cause)
     figure(f"the known program's stacks as they can be: {found}")
-    assert found.total >= 1500
+    assert found.total >= 1200
     assert found.percent >= 99.0
     impossible = sum(count for why, count in found.rest.items() if why.startswith("impossible"))
     assert impossible <= 0.001 * found.total
@@ -74,7 +74,7 @@ def test_the_program_stands_below_its_system_calls(guest: Guest, figure: Callabl
     rows = [row for row in _of(guest, "storm") if not row.sample.user and row.walked.kernel_end == "USER_ENTRY"]
     found = share(rows, guest.warm.causes.user)
     figure(f"user stacks below kernel stacks whole: {found}")
-    assert found.total >= 1500
+    assert found.total >= 1000
     assert found.percent >= 98.0
 
 
