@@ -27,7 +27,7 @@ class Walks:
         self.directory = directory
         self.evidence: Evidence = read_evidence(directory)
         self.names = KernelNames(self.evidence)
-        self.causes = Causes(self.names)
+        self.causes = Causes(self.evidence, self.names)
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from tests.unwind.names import KernelNames
 from tests.unwind.oracle import COMPLETE, Walked
-from tests.unwind.stacks import Sample
+from tests.unwind.stacks import Evidence, Sample
 
 #: Between these the program that made the system call is no more, or not yet there: what its registers say belongs to nothing.
 _PROGRAM_GONE = re.compile(r"bprm_execve|do_execveat_common.*|search_binary_handler|__do_execve_file.*|do_exit|exit_mmap")
@@ -50,7 +50,8 @@ def share(rows: Iterable[Row], cause: Callable[[Row], str]) -> Share:
 class Causes:
     """Why a sample's stack is not whole, in words."""
 
-    def __init__(self, names: KernelNames) -> None:
+    def __init__(self, evidence: Evidence, names: KernelNames) -> None:
+        self._evidence = evidence
         self._names = names
 
     def kernel(self, row: Row) -> str:
@@ -69,6 +70,11 @@ class Causes:
     def is_program_gone(self, row: Row) -> bool:
         """Whether the kernel was at an exec or an exit: then the registers of the program below it are of what is no more."""
         return any(_PROGRAM_GONE.fullmatch(self._names.at(address - returns)) for address, returns in row.walked.kernel)
+
+    def is_switching(self, row: Row) -> bool:
+        """Whether the kernel goes from one task to another: page table and stack are of the next one already, and which task runs is still to be said."""
+        names = [self._names.at(address - returns) for address, returns in row.walked.kernel]
+        return "__schedule" in names and self._evidence.process_of(row.sample) is None
 
     def is_thread_new(self, row: Row) -> bool:
         """Whether the thread has not come back from the call that made it: its own stack is empty."""
@@ -93,8 +99,10 @@ def calls(rows: Iterable[Row]) -> Counter[tuple[int, int]]:
 
 
 def script_chains(text: str) -> Iterator[list[str]]:
-    """Kernel chains, leaf first, out of what ``perf script -F comm,ip,sym`` prints: none of a sample that hit user mode."""
+    """Kernel chains, leaf first, out of what ``perf script -F comm,ip,sym`` prints: none of a sample that hit user mode, none of perf's own."""
     for block in text.split("\n\n"):
+        if block.strip().startswith("perf"):
+            continue
         frames = [line.split(maxsplit=1) for line in block.splitlines() if line[:1] in "\t "]
         chain = [name.strip().partition("+")[0] for address, name in frames if len(address) == 16 and address >= "ffff8"]
         if chain:

@@ -23,10 +23,10 @@ _DEPTH = 512
 _PT_REGS = ("R15", "R14", "R13", "R12", "RBP", "RBX", "R11", "R10", "R9", "R8", "RAX", "RCX", "RDX", "RSI", "RDI", "", "RIP", "CS", "", "RSP")
 _DWARF = ("RAX", "RDX", "RCX", "RBX", "RSI", "RDI", "RBP", "RSP", *(f"R{number}" for number in range(8, 16)))
 _RA = 16
-_LAST = "R10", "R13", "RDI", "RDX"
-# arch/x86/include/asm/orc_types.h: ORC_REG_*.
-_UNDEFINED, _PREV_SP, _BP, _BP_INDIRECT, _SP_INDIRECT = 0, 1, 4, 8, 9
-_SP_REGISTERS = {2: "RDX", 3: "RDI", 4: "RBP", 5: "RSP", 6: "R10", 7: "R13"}
+_LAST = "R10", "R13", "RDI", "RDX", "RAX"
+# arch/x86/include/asm/orc_types.h: ORC_REG_*, by their numbers; of v7.1 and later, and before.
+_NEW_REGISTERS = ("UNDEFINED", "RAX", "RDX", "RSP", "RBP", "RDI", "R10", "R13", "PREV_SP", "SP_INDIRECT", "BP_INDIRECT")
+_OLD_REGISTERS = ("UNDEFINED", "PREV_SP", "RDX", "RDI", "RBP", "RSP", "R10", "R13", "BP_INDIRECT", "SP_INDIRECT")
 
 #: How a part of a walk ends, by the names of the unwinder's constants without END_.
 COMPLETE = {"USER_ENTRY", "THREAD_START", "START"}
@@ -52,16 +52,17 @@ class Walked:
 
 @dataclass(frozen=True)
 class OrcLayout:
-    """``merged``: the type says what "end" and an undefined register did before Linux commit ("x86/unwind/orc: ..." in v6.4); ``offset_first``: the offset of
-    SP_INDIRECT belongs to what is read, as before v5.11, not to what it holds."""
+    """``merged``: the type says what "end" and an undefined register did before v6.4; ``offset_first``: the offset of SP_INDIRECT belongs to what is read, as
+    before v5.12, not to what it holds; ``registers``: names by number."""
 
     merged: bool
     offset_first: bool
+    registers: tuple[str, ...]
 
     @classmethod
     def of(cls, release: str) -> OrcLayout:
         version = tuple(map(int, re.findall(r"\d+", release)[:2]))
-        return cls(version >= (6, 4), version < (5, 11))
+        return cls(version >= (6, 4), version < (5, 12), _NEW_REGISTERS if version >= (7, 1) else _OLD_REGISTERS)
 
 
 class KernelWalk:
@@ -74,7 +75,7 @@ class KernelWalk:
         # By where the modules' code is: their tables also cover code that ran once and is gone, wherever it was.
         self._modules = [(module.address, module.address + module.size, _orc(module.orc, 0)) for module in vm.modules if module.orc.addresses]
 
-    def rule(self, address: int) -> tuple[int, int, int, int, str] | None:
+    def rule(self, address: int) -> tuple[int, int, str, str, str] | None:
         """(SP's offset, BP's offset, SP's register, BP's register, type by its name)."""
         addresses, entries = next((table for start, end, table in self._modules if start <= address < end), self._kernel)
         if not int(addresses[0]) <= address <= int(addresses[-1]):
@@ -82,11 +83,11 @@ class KernelWalk:
         sp_offset, bp_offset, flags = entries[int(np.searchsorted(addresses, np.uint64(address), "right")) - 1].tolist()
         if self.layout.merged:
             kind = ("UNDEFINED", "END", "CALL", "REGS", "PARTIAL")[flags >> 8 & 7]
-        elif flags & 15 == _UNDEFINED:
+        elif flags & 15 == 0:
             kind = "END" if flags >> 10 & 7 else "UNDEFINED"
         else:
             kind = ("CALL", "REGS", "PARTIAL", "UNDEFINED")[flags >> 8 & 3]
-        return sp_offset, bp_offset, flags & 15, flags >> 4 & 15, kind
+        return sp_offset, bp_offset, self.layout.registers[flags & 15], self.layout.registers[flags >> 4 & 15], kind
 
     def walk(self, sample: Sample, word: _Words, walked: Walked) -> dict[str, int] | None:
         """Adds the kernel's part; gives the user program's registers at the entry from it."""
@@ -111,17 +112,16 @@ class KernelWalk:
         walked.kernel_end = "DEPTH"
         return None
 
-    def _step(self, before: dict[str, int], rule: tuple[int, int, int, int, str], word: _Words) -> tuple[dict[str, int], bool]:
+    def _step(self, before: dict[str, int], rule: tuple[int, int, str, str, str], word: _Words) -> tuple[dict[str, int], bool]:
         sp_offset, bp_offset, sp_register, bp_register, kind = rule
-        if sp_register == _SP_INDIRECT:
+        if sp_register == "SP_INDIRECT":
             first, last = (sp_offset, 0) if self.layout.offset_first else (0, sp_offset)
             cfa = word(before["RSP"] + first) + last
-        elif sp_register == _BP_INDIRECT:
+        elif sp_register == "BP_INDIRECT":
             cfa = word(before["RBP"] + sp_offset)
         else:
             # The kernel takes no offset with the registers that hold a stack pointer for a moment.
-            name = _SP_REGISTERS[sp_register]
-            cfa = before[name] + (0 if name in _LAST else sp_offset)
+            cfa = before[sp_register] + (0 if sp_register in _LAST else sp_offset)
         cfa &= U64
         if kind == "CALL":
             after = {"RIP": word(cfa - 8), "RSP": cfa, "RBP": before["RBP"]}
@@ -131,9 +131,9 @@ class KernelWalk:
             after = {name: before[name] if name in below else word(cfa + 8 * index) for index, name in enumerate(_PT_REGS) if name}
         else:
             after = {**before, "RIP": word(cfa), "CS": word(cfa + 8), "RSP": word(cfa + 24)}
-        if bp_register == _PREV_SP:
+        if bp_register == "PREV_SP":
             after["RBP"] = word(cfa + bp_offset)
-        elif bp_register == _BP:
+        elif bp_register == "RBP":
             after["RBP"] = word(before["RBP"] + bp_offset)
         after["CS"] = after.get("CS", 0) & 0xFFFF if kind != "CALL" else 0
         return after, kind != "CALL"

@@ -81,7 +81,7 @@ def record(kernel: str, disk: Path, directory: Path, counts: Counts) -> Recorded
 
 def _start(guest: EmulatedGuest, *names: str) -> None:
     for name in names:
-        guest.run(f"rm -f /tmp/{name}; {_WORKLOADS[name]} >/tmp/{name}.log 2>&1 &")
+        guest.run(f"rm -f /tmp/{name}; {_WORKLOADS[name]} >/tmp/{name}.log 2>&1 & echo $! >/tmp/{name}.job")
     for name in names:
         _wait(guest, f"[ -e /tmp/{name} ]", f"/tmp/{name}.log")
 
@@ -92,10 +92,12 @@ def _wait(guest: EmulatedGuest, condition: str, log: str) -> None:
 
 
 def _end(guest: EmulatedGuest) -> None:
-    """Ends all that runs from the disk."""
-    ours = "(for p in /proc/[0-9]*; do readlink $p/exe; done) 2>/dev/null | grep -q ^/disk/"
+    """Ends all that runs from the disk, and the shells that would start more of it."""
+    programs = "for p in /proc/[0-9]*; do readlink $p/exe; done | grep ^/disk/"
+    shells = "for j in /tmp/*.job; do readlink /proc/$(cat $j)/exe; done"
+    ours = f'[ -n "$( ({programs}; {shells}) 2>/dev/null)" ]'
     kill = "for p in /proc/[0-9]*; do case $(readlink $p/exe) in /disk/*) kill -9 ${p#/proc/};; esac; done 2>/dev/null"
-    guest.run(f"touch /tmp/end; while {ours}; do {kill}; usleep 10000; done; rm /tmp/end")
+    guest.run(f"touch /tmp/end; while {ours}; do {kill}; usleep 10000; done; rm -f /tmp/end /tmp/*.job")
 
 
 def _take(result: Recorded, guest: EmulatedGuest, sampler: Sampler, names: list[str], count: int) -> None:
@@ -110,7 +112,8 @@ def _take_with_perf(result: Recorded, guest: EmulatedGuest, sampler: Sampler, co
     """With perf sampling in the guest at the same time, for as long."""
     _start(guest, "storm")
     guest.run("chroot /disk /usr/bin/perf record -q -a -g -e cpu-clock -F 999 -o /tmp/perf.data >/tmp/perf.log 2>&1 & echo $! >/tmp/perf.pid")
-    _wait(guest, "[ -s /tmp/perf.data ]", "/tmp/perf.log")
+    # At first perf reads of all processes what they have mapped, and takes no samples yet.
+    _wait(guest, "[ $(stat -c %s /tmp/perf.data 2>/dev/null || echo 0) -gt 100000 ]", "/tmp/perf.log")
     first = sampler.count
     sampler.take(count)
     result.phases["perf"] = range(first, sampler.count)

