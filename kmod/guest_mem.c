@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Guest physical -> host virtual -> bytes: never faulting, never sleeping, never writing. */
 #include <linux/kvm_host.h>
+#include <linux/mm.h>
 #include <linux/srcu.h>
 #include <linux/uaccess.h>
 
@@ -20,6 +21,25 @@ static const struct kvm_memory_slot *pg_guest_mem_slot(struct pg_guest_mem *mem,
 	return slot;
 }
 
+/*
+ * Through the page, not the address: what a VMM has mapped of a device that it
+ * passes through (VFIO) has none to get, and reading that might do something,
+ * wherever a guest has its page tables or its stack. perf_virt_to_phys() gets
+ * pages in the same way, even in NMIs. The page may be out of the kernel's own
+ * map, so reading it may fault.
+ */
+static bool pg_read_user_page(unsigned long hva, void *buf, u32 len)
+{
+	struct page *page;
+	bool done;
+
+	if (!get_user_page_fast_only(hva, 0, &page))
+		return false;
+	done = !copy_from_kernel_nofault(buf, page_address(page) + offset_in_page(hva), len);
+	put_page(page);
+	return done;
+}
+
 static int pg_guest_mem_read(void *ctx, __u64 gpa, void *buf, __u32 len)
 {
 	struct pg_guest_mem *mem = ctx;
@@ -30,9 +50,7 @@ static int pg_guest_mem_read(void *ctx, __u64 gpa, void *buf, __u32 len)
 	if (!slot || slot->flags & KVM_MEMSLOT_INVALID)
 		return PG_END_NO_SLOT;
 	hva = __gfn_to_hva_memslot(slot, gpa_to_gfn(gpa)) + offset_in_page(gpa);
-	if (copy_from_user_nofault(buf, (const void __user *)hva, len))
-		return PG_END_NOT_RESIDENT;
-	return 0;
+	return pg_read_user_page(hva, buf, len) ? 0 : PG_END_NOT_RESIDENT;
 }
 
 void pg_guest_mem_begin(struct pg_guest_mem *mem, struct kvm *kvm,
