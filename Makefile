@@ -44,7 +44,7 @@ test-quick: lint
 # Each image wants its modules beside it, as dpkg -x of a linux-image package leaves them.
 guests: native
 	kernels="$(GUEST_KERNELS)" && kernels="$${kernels:-$$($(PYTHON) -m tests.guest_kernels)}" && [ -n "$$kernels" ] && \
-		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/guest/test_kernel.py tests/guest/test_processes.py
+		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/guest/test_kernel.py tests/guest/test_processes.py tests/guest/test_tables.py
 
 # Also part of `make test`, there with the kernel in /boot alone.
 stacks: native

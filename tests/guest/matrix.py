@@ -10,7 +10,7 @@ COLUMNS = ("guest", "level", "symbols", "modules", "ORC", "BTF", "processes", "m
 _NOTHING = "-"
 LEGEND = """symbols: of kernel, modules and BPF, all equal to the guest's /proc/kallsyms; modules: equal to its /proc/modules; ORC: entries of kernel and
 modules, equal to the files'; BTF: types, equal to the image's; processes and mappings: equal to the guest's /proc; pages: of running programs and
-their libraries, equal to the files. 1st and 2nd VM: CPU seconds and peak memory of a reader, from its start until the kernel is open; the 2nd knows
+their libraries, equal to the files. 1st and 2nd VM: CPU seconds of reader and recorder until the kernel is open, and a reader's peak memory; the 2nd has
 the kernel from the 1st."""
 
 

@@ -5,28 +5,21 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import re
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 
 import drgn
 import numpy as np
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from perfguest.capture.guest_reader import ReaderLimits, ReaderProcess
 from perfguest.capture.lab.kernels import find_kernel, load_order, module_bytes, module_name
-from perfguest.capture.waiting import wait_readable
 from perfguest.formats.btf import BtfTable
 from perfguest.formats.kernel_image import read_kernel_image
 from perfguest.formats.kernel_payload import unpack_kernel
 from perfguest.guest.kernel import GuestUnreadable, open_kernel
-from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2
 from tests.guest.conftest import MODULES, Opened
-from tests.guest.emulated import EmulatedGuest
 from tests.guest.matrix import Findings
 
 pytestmark = pytest.mark.lab
@@ -257,54 +250,3 @@ def test_dead_registers_are_passed_over(opened: Opened) -> None:
     endless = itertools.cycle(bad)
     with pytest.raises(GuestUnreadable):
         open_kernel(opened.guest.memory(), endless)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of a reader from its start until a kernel is open. ``opening``: CPU seconds of that part alone; ``sent``: whether it sent the kernel."""
-
-    seconds: float
-    opening: float
-    peak: int
-    sent: bool
-    fingerprint: str
-
-    def __str__(self) -> str:
-        return f"{self.seconds:.2f} s {self.peak >> 20} MB"
-
-
-def cost_of_opening(guest: EmulatedGuest, known: list[str]) -> Cost:
-    """Of the reader that the recorder starts, of the guest as it is now."""
-    reader = ReaderProcess(os.dup(guest.fd), ReaderLimits())
-    try:
-        asked = False
-        sent, opening = False, 0.0
-        while True:
-            assert wait_readable([reader.fd], 120)
-            for message in reader.read():
-                sent |= message.kind == Kind.KERNEL
-                if message.kind == Kind.EVENT:
-                    opening = guest_pb2.GuestEvent.FromString(message.payload).kernel.cpu_seconds
-                elif message.kind == Kind.DONE:
-                    assert "failed" not in message.value, message.value
-                    peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{reader.pid}/status").read_text())
-                    assert peak
-                    return Cost(reader.cpu_seconds(), opening, int(peak[1]) << 10, sent, message.value["fingerprint"])
-            if not reader.busy and not asked:
-                asked = True
-                slots = [[slot.gpa, slot.size, slot.hva] for slot in guest.slots()]
-                hints = list(itertools.islice(guest.hints(), 5))
-                reader.ask({"do": "open", "vm_pid": 1, "vm_id": 2, "time": 3, "slots": slots, "hints": hints, "la57": False, "known": known})
-    finally:
-        reader.close()
-
-
-def test_cost(opened: Opened, findings: Findings) -> None:
-    first = cost_of_opening(opened.guest, [])
-    second = cost_of_opening(opened.guest, [first.fingerprint])
-    print(f"{opened.kernel.release}: {first}, of it opening {first.opening:.2f} s; with the kernel known {second}, of it {second.opening:.2f} s")
-    assert first.sent and not second.sent
-    assert second.fingerprint == first.fingerprint
-    assert max(first.opening, second.opening) < 2
-    assert max(first.peak, second.peak) < 300 << 20
-    findings.note(opened.kernel.release, **{"1st VM": str(first), "2nd VM": str(second)})
