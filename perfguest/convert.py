@@ -27,7 +27,7 @@ _PROBLEMS_TOLD = 20
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """``guest``: files that name a guest's functions. ``host_root``: where the recorded host's files are.
+    """``guest``: files that name a guest's functions. ``host_root``: where the recorded host's files are, and what of guests' files is the same there.
 
     ``window``: nanoseconds that a sample and its record may lie apart. ``unwind``: ``auto``, ``fp`` (frame pointers alone) or ``scan``
     (whatever on the stack looks like a return address).
@@ -44,7 +44,7 @@ def load_profile(recording: Path, options: ConvertOptions | None = None) -> Prof
     options = options or ConvertOptions()
     joined = join(recording, options.window)
     host = HostSymbols(joined.perf, _host_kallsyms(recording, joined.notes), options.host_root)
-    guest = GuestSymbols.build(_guest_vms(joined), options.guest, joined.snapshot)
+    guest = GuestSymbols.build(_guest_vms(joined), options.guest, joined.snapshot, options.host_root)
     kernels = KernelSpaces.of(joined, guest)
     found = guest_stacks(joined, guest, kernels, options.unwind)
     unique = _unique_stacks(joined, host, found, kernels)

@@ -70,7 +70,7 @@ def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], clic
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     default="/",
     metavar="DIR",
-    help="Where the recorded host's files are [default: /].",
+    help="Where the recorded host's files are [default: /]. Files there that have the path and build id of a guest's fill gaps, too.",
 )
 @click.option(
     "--weight", type=click.Choice(["samples", "period"]), help="What --folded counts: samples [default] or the event's period, nanoseconds for clocks."

@@ -103,8 +103,9 @@ class GuestSymbols:
         self._files: list[GuestFiles] = []
 
     @classmethod
-    def build(cls, vms: Sequence[GuestVm], options: GuestSymbolOptions, snapshot: GuestSnapshot | None = None) -> GuestSymbols:
-        """Reads the files. ``snapshot``: what the recording has of the guests' memory.
+    def build(cls, vms: Sequence[GuestVm], options: GuestSymbolOptions, snapshot: GuestSnapshot | None = None, local: Path | None = None) -> GuestSymbols:
+        """Reads the files. ``snapshot``: what the recording has of the guests' memory. ``local``: where this machine's files are; of those that have the
+        path and the build id of a guest's is taken what the recording lacks.
 
         Raises :class:`UsageError` for an option that names no VM, :class:`FormatError` for a file that is broken or
         is no VM's, and EnvironmentProblem where a program is missing that unpacks it."""
@@ -125,7 +126,7 @@ class GuestSymbols:
         if snapshot is not None:
             pids = [vm.pid for vm in vms]
             symbols._read_kernels = SnapshotKernels(snapshot, pids, symbols.kernel_dsos, [_called(vm) for vm in vms])
-            symbols._read_programs = SnapshotPrograms(snapshot, pids, mounts)
+            symbols._read_programs = SnapshotPrograms(snapshot, pids, mounts, local)
         symbols._refuse_unused()
         symbols._files = [GuestFiles(directories, _called(vm)) for directories, vm in zip(mounts, vms, strict=True)]
         for place in range(len(vms)):

@@ -7,6 +7,7 @@ perf map. What lies in no mapping that was read, or in pages that were not there
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from perfguest.errors import FormatError
 from perfguest.formats.guest_snapshot import GuestSnapshot, later_readings
+from perfguest.guest.notes import build_id as read_build_id
 from perfguest.proto import guest_pb2 as pb
 from perfguest.symbols.elf import ElfFile, parse_sparse_elf, read_elf
 from perfguest.symbols.resolved import Columns, Dso, Resolved
@@ -34,6 +36,8 @@ _MAX_PATH = 4096
 _MAX_JIT_SYMBOLS = 1 << 20
 _MAX_JIT_NAME = 1024
 _JIT_LINE = re.compile(rb"^(?:0x)?([0-9a-fA-F]{1,16}) (?:0x)?([0-9a-fA-F]{1,16}) ([^\n]+)$", re.MULTILINE)
+# No program's file is larger.
+_MAX_LOCAL = 1 << 30
 _DELETED = " (deleted)"
 # As for the host's: what is mapped from no file.
 _NO_FILES = ("//", "/dev/", "/memfd:", "/SYSV", "/anon_hugepage")
@@ -94,9 +98,14 @@ def parse_perf_map(text: bytes) -> SymbolTable:
 
 
 class SnapshotPrograms:
-    """The processes and files of all guests of a recording. ``mounts``: for each VM (its index in ``pids``) the directories that hold its files."""
+    """The processes and files of all guests of a recording.
 
-    def __init__(self, snapshot: GuestSnapshot, pids: Sequence[int], mounts: Sequence[Sequence[Path]]) -> None:
+    ``mounts``: for each VM (its index in ``pids``) the directories that hold its files. ``local``: where files of this machine are, which are taken
+    where they have the guest's path and build id: many a guest runs what its host runs.
+    """
+
+    def __init__(self, snapshot: GuestSnapshot, pids: Sequence[int], mounts: Sequence[Sequence[Path]], local: Path | None = None) -> None:
+        self._local = local
         self._snapshot = snapshot
         self._mounts = mounts
         self._files: dict[_Mapping, int] = {}
@@ -205,11 +214,17 @@ class SnapshotPrograms:
 
     def _mounted(self, mapping: _Mapping, vm: int, build_id: str) -> list[ElfFile]:
         """The same file under the directories that the user gave. Where the guest's build id is known it must be that one's."""
-        return [elf for _, elf in self._mounted_files(mapping, vm, build_id)]
+        found = [elf for _, elf in self._mounted_files(mapping, vm, build_id)]
+        local = self._local_file(mapping, build_id)
+        try:
+            return found if local is None else [*found, read_elf(local)]
+        except FormatError as error:
+            self._problems[f"{local} cannot be used: {error}"] = None
+            return found
 
     def _mounted_files(self, mapping: _Mapping, vm: int, build_id: str) -> list[tuple[Path, ElfFile]]:
-        parts = PurePosixPath(mapping.path).parts
-        if vm < 0 or not _has_file(mapping) or ".." in parts or "\0" in mapping.path or mapping.path.endswith(_DELETED):
+        parts = _parts(mapping)
+        if vm < 0 or not parts:
             return []
         found = []
         for directory in self._mounts[vm]:
@@ -229,13 +244,29 @@ class SnapshotPrograms:
                 found.append((path, elf))
         return found
 
+    def _local_file(self, mapping: _Mapping, build_id: str) -> Path | None:
+        """This machine's file of the guest's path, if it is proven to be the same."""
+        parts = _parts(mapping)
+        if self._local is None or not parts or not build_id:
+            return None
+        path = self._local.joinpath(*parts[1:])
+        try:
+            if not path.is_file() or path.stat().st_size > _MAX_LOCAL:
+                return None
+            with path.open("rb") as file:
+                same = read_build_id(lambda offset, size: os.pread(file.fileno(), size, offset)).hex() == build_id
+        except OSError:
+            # It was for the guest to have that file, not for this machine.
+            return None
+        return path if same else None
+
     def open_mounted(self, process: pb.Process, mapping: pb.Mapping, build_id: str) -> bytes | None:
-        """The content of the same file under the directories that the user gave, if it is there. ``build_id``: of the guest's file, "" if not known."""
+        """The content of the same file under the directories that the user gave, or on this machine. ``build_id``: of the guest's file, "" if not known."""
         vm = self._places.get(process.vm_pid, -1)
         one = _Mapping(mapping.path[:_MAX_PATH].decode("utf-8", "replace"), mapping.binary)
-        for path, _ in self._mounted_files(one, vm, build_id) if vm >= 0 and self._mounts[vm] else ():
-            return path.read_bytes()
-        return None
+        mounted = self._mounted_files(one, vm, build_id)
+        path = mounted[0][0] if mounted else self._local_file(one, build_id)
+        return path.read_bytes() if path else None
 
     def _name_jitted(self, out: Columns, number: int, at: npt.NDArray[np.intp], look: U64) -> None:
         """Functions are added to a map as they are compiled, so a later reading may know more."""
@@ -247,6 +278,13 @@ class SnapshotPrograms:
                 named = symbol >= 0
                 out.set_names(at[named], symbol[named], table, look[named])
                 left &= ~named
+
+
+def _parts(mapping: _Mapping) -> tuple[str, ...]:
+    """Of the path of a mapped file; none where it names none that could be elsewhere, too."""
+    parts = PurePosixPath(mapping.path).parts
+    usable = _has_file(mapping) and ".." not in parts and "\0" not in mapping.path and not mapping.path.endswith(_DELETED)
+    return parts if usable else ()
 
 
 def _has_file(mapping: _Mapping) -> bool:

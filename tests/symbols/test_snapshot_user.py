@@ -41,7 +41,9 @@ def functions(program: Path) -> dict[str, int]:
     return {name: int(address, 16) for address, name in re.findall(r"^([0-9a-f]{16}) [tT] (\w+)$", text, re.MULTILINE)}
 
 
-def snapshot(directory: Path, processes: list[pb.Process], binaries: dict[str, pb.Binary], mounts: tuple[Path, ...] = ()) -> SnapshotPrograms:
+def snapshot(
+    directory: Path, processes: list[pb.Process], binaries: dict[str, pb.Binary], mounts: tuple[Path, ...] = (), local: Path | None = None
+) -> SnapshotPrograms:
     with SnapshotWriter(directory / "guests") as writer:
         for key, binary in binaries.items():
             writer.binary(key, binary)
@@ -49,7 +51,7 @@ def snapshot(directory: Path, processes: list[pb.Process], binaries: dict[str, p
             writer.event(one)
     found = read_snapshot(directory / "guests")
     assert found is not None
-    return SnapshotPrograms(found, [42], [mounts])
+    return SnapshotPrograms(found, [42], [mounts], local)
 
 
 def process(mappings: list[pb.Mapping], time: int = 1, perf_map: bytes = b"") -> pb.Process:
@@ -152,3 +154,22 @@ def test_hostile_processes_break_nothing(tmp_path_factory: pytest.TempPathFactor
     programs = snapshot(tmp_path_factory.mktemp("hostile"), [process(mappings, perf_map=page)], {"aa": binary}, (Path("/usr"),))
     resolve(programs, *addresses)
     programs.notes(["web"])
+
+
+def test_the_same_file_of_this_machine_fills_gaps(program: Path, functions: dict[str, int], tmp_path: Path) -> None:
+    """With its path and its build id; another file at that path is none, and none is not a fault."""
+    path = tmp_path / "local/bin/app"
+    path.parent.mkdir(parents=True)
+    without_symbols = binary_message(program, lambda page: page == 0)
+    for content, expected in ((program.read_bytes(), ["hidden", "main"]), (Path(shutil.which("nm") or "").read_bytes(), ["?", "?"]), (None, ["?", "?"])):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        directory = tmp_path / f"{len(content or b'')}"
+        mappings = mappings_of(program, "/bin/app", "aa", BIAS)
+        programs = snapshot(directory, [process(mappings)], {"aa": without_symbols}, local=tmp_path / "local")
+        assert names(resolve(programs, BIAS + functions["hidden"], BIAS + functions["main"])) == expected
+        same = programs.open_mounted(process(mappings), mappings[0], without_symbols.build_id.hex())
+        assert same == (content if expected[0] == "hidden" else None)
+        assert programs.open_mounted(process(mappings), mappings[0], "") is None
+        assert not programs.notes(["vm"])
