@@ -18,14 +18,23 @@ _Frames = npt.NDArray[np.int64]
 
 
 def frames_of(profile: Profile, rows: npt.NDArray[np.integer[Any]], mode: Mode) -> tuple[_Frames, npt.NDArray[np.bool_]]:
-    """All frames of a mode of these samples, one after the other, once for each sample; and whether each is a return address."""
+    """All frames of a mode of these samples, one after the other, once for each sample; and whether each is a return address: not where that mode was
+    left or hit, nor behind the entry of an interrupt or exception."""
     parts, returns = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
     for stack, count in Counter(profile.samples.stack[rows].tolist()).items():
         frames = profile.stacks.of(stack)
         place = np.flatnonzero(profile.frames.mode[frames] == mode)
         parts.append(np.tile(frames[place], count).astype(np.int64))
-        returns.append(np.tile(place > 0, count))
+        exact = np.zeros(len(place), bool)
+        exact[:1] = True
+        exact[1:] = [_is_entry(profile, int(frame)) for frame in frames[place[:-1]]]
+        returns.append(np.tile(~exact, count))
     return np.concatenate(parts), np.concatenate(returns)
+
+
+def _is_entry(profile: Profile, frame: int) -> bool:
+    symbol = int(profile.frames.symbol[frame])
+    return symbol >= 0 and profile.strings[symbol].startswith("asm_")
 
 
 class Functions:

@@ -119,7 +119,10 @@ def test_user_stacks(stream: GuestStream) -> None:
     print(f"{len(users.row)} of {(~is_user(stream)).sum()} kernel samples have a user")
     print(f"{full.sum()} of {len(mine)} user stacks of {asked} bytes, the others end at what is mapped")
     assert samples[mine].tolist() == np.flatnonzero(has_user).tolist()
-    assert (copies.address[mine] == registers[samples[mine], RSP] - np.uint64(RED_ZONE)).all()
+    stack_pointer = registers[samples[mine], RSP]
+    # A red zone that reaches into a page that was never touched is copied from the border on.
+    border = (copies.address[mine] == stack_pointer & ~np.uint64(4095)) & (copies.address[mine] > stack_pointer - np.uint64(RED_ZONE))
+    assert ((copies.address[mine] == stack_pointer - np.uint64(RED_ZONE)) | border).all() and border.mean() < 0.05
     assert (copies.end[mine][full] == guest_stream.END_FULL).all() and np.isin(copies.end[mine][~full], ENDED_BY_THE_GUEST).all()
     assert full.any() and len(users.row) > 0.5 * (~is_user(stream)).sum()
 
