@@ -4,15 +4,18 @@ PYTHON ?= $(CURDIR)/.venv/bin/python
 PERFGUEST ?= $(CURDIR)/.venv/bin/perfguest
 # The kernel that the lab boots, and so the one that the module is built for.
 KERNEL ?= $(shell ls -v /boot/vmlinuz-*-amd64 2>/dev/null | tail -n 1 | sed 's,.*/vmlinuz-,,')
+# What `make bench` multiplies: `make demo` makes it.
+RECORDING ?= demo/perfguest.data
 KDIR ?= /lib/modules/$(KERNEL)/build
 
-.PHONY: help demo test test-quick storm guests lint native module proto clean
+.PHONY: help demo test test-quick storm guests bench lint native module proto clean
 help:
 	@echo "make demo        record and convert a guest in the lab; results in demo/"
 	@echo "make test        lint, types and all tests, the lab's too"
 	@echo "make test-quick  the same without the lab"
 	@echo "make storm       load, sample and unload the module fifty times in the lab"
 	@echo "make guests      what is read out of guests' memory, with the kernels GUEST_KERNELS=VMLINUZ:VMLINUZ..."
+	@echo "make bench       the unwinder beside perf's, and convert of RECORDING=$(RECORDING) multiplied"
 	@echo "make lint        ruff and mypy"
 	@echo "make native      build the unwinder in C, in place"
 	@echo "make module      build the kernel module for KDIR=$(KDIR)"
@@ -42,6 +45,11 @@ test-quick: lint
 # Each image wants its modules beside it, as dpkg -x of a linux-image package leaves them.
 guests: native
 	PERFGUEST_GUEST_KERNELS="$(GUEST_KERNELS)" $(PYTHON) -m pytest -v tests/guest
+
+# Minutes, on a machine that has nothing else to do.
+bench: native
+	$(PYTHON) -m tests.bench.unwinding
+	$(PYTHON) -m tests.bench.converting $(RECORDING)
 
 lint: native
 	$(PYTHON) -m ruff check .
