@@ -4,9 +4,11 @@ PYTHON ?= $(CURDIR)/.venv/bin/python
 PERFGUEST ?= $(CURDIR)/.venv/bin/perfguest
 # The kernel that the lab boots, and so the one that the module is built for.
 KERNEL ?= $(shell ls -v /boot/vmlinuz-*-amd64 2>/dev/null | tail -n 1 | sed 's,.*/vmlinuz-,,')
+# What `make bench` multiplies: `make demo` makes it.
+RECORDING ?= demo/perfguest.data
 KDIR ?= /lib/modules/$(KERNEL)/build
 
-.PHONY: help demo test test-quick storm guests stacks lint native module proto clean
+.PHONY: help demo test test-quick storm guests stacks bench lint native module proto clean
 help:
 	@echo "make demo        record and convert a guest in the lab; results in demo/"
 	@echo "make test        lint, types and all tests, the lab's too"
@@ -14,6 +16,7 @@ help:
 	@echo "make storm       load, sample and unload the module five hundred times in the lab"
 	@echo "make guests      what is read out of the memory of guests of five kernels, in a table; GUEST_KERNELS=VMLINUZ:VMLINUZ... for others"
 	@echo "make stacks      whole stacks of guests of three kernels against known ones; GUEST_KERNELS=VMLINUZ:VMLINUZ... for others"
+	@echo "make bench       the unwinder beside perf's, and convert of RECORDING=$(RECORDING) multiplied"
 	@echo "make lint        ruff and mypy"
 	@echo "make native      build the unwinder in C, in place"
 	@echo "make module      build the kernel module for KDIR=$(KDIR)"
@@ -46,10 +49,15 @@ guests: native
 	kernels="$(GUEST_KERNELS)" && kernels="$${kernels:-$$($(PYTHON) -m tests.guest_kernels)}" && [ -n "$$kernels" ] && \
 		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/guest/test_kernel.py tests/guest/test_processes.py tests/guest/test_tables.py
 
-# Also part of `make test`, there with the kernel in /boot alone.
+# Part of `make test`, too.
 stacks: native
 	kernels="$(GUEST_KERNELS)" && kernels="$${kernels:-$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3)}" && [ -n "$$kernels" ] && \
 		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/unwind
+
+# Minutes, on a machine that has nothing else to do.
+bench: native
+	$(PYTHON) -m tests.bench.unwinding
+	$(PYTHON) -m tests.bench.converting $(RECORDING)
 
 lint: native
 	$(PYTHON) -m ruff check .

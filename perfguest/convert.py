@@ -44,7 +44,7 @@ def load_profile(recording: Path, options: ConvertOptions | None = None) -> Prof
     options = options or ConvertOptions()
     joined = join(recording, options.window)
     host = HostSymbols(joined.perf, _host_kallsyms(recording, joined.notes), options.host_root)
-    guest = GuestSymbols.build(_guest_vms(joined), options.guest, joined.snapshot, options.host_root)
+    guest = GuestSymbols.build(guest_vms(joined), options.guest, joined.snapshot, options.host_root)
     kernels = KernelSpaces.of(joined, guest)
     found = guest_stacks(joined, guest, kernels, options.unwind)
     unique = _unique_stacks(joined, host, found, kernels)
@@ -77,7 +77,7 @@ def _host_kallsyms(recording: Path, notes: list[str]) -> Path | None:
     return None
 
 
-def _guest_vms(joined: Joined) -> list[GuestVm]:
+def guest_vms(joined: Joined) -> list[GuestVm]:
     lstars: dict[int, list[int]] = {vm.pid: [] for vm in joined.vms}
     for record in joined.stream.vms:
         if record.lstar and record.pid in lstars and record.lstar not in lstars[record.pid]:

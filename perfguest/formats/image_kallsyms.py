@@ -160,9 +160,9 @@ def _before_markers(words: npt.NDArray[np.int64], first: int, run: npt.NDArray[n
     # The names end right before the markers; the last marker says where at most 256 last symbols start.
     markers_at = first * 4
     latest = markers_at - int(run[-2])
-    earliest = max(8, _align(markers_at - int(run[-1]) - 256 * 512, 4))
-    candidates = np.arange(earliest, latest + 1, 4)
+    earliest = _align(markers_at - int(run[-1]) - 256 * 512, 4)
     for before in (4, 8):
+        candidates = np.arange(max(before, earliest), latest + 1, 4)
         counts = words[(candidates - before) // 4]
         blocks = (counts + 255) // 256
         # The word behind the last marker may look like one more.
