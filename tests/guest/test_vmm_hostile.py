@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import random
 import resource
-import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,7 +19,7 @@ from perfguest.capture.guests import Guests, GuestSettings
 from perfguest.formats.guest_snapshot import GuestSnapshot, read_snapshot
 from perfguest.guest import processes
 from perfguest.guest.kernel import LiveKernel, open_kernel
-from perfguest.guest.memory import ADDRESS, PAGE, GuestMemory
+from perfguest.guest.memory import GuestMemory
 from tests.capture.fake_host import FakeHost
 from tests.capture.made_stream import FORMAT, sample, vm_record
 from tests.guest.emulated import KERNELS, EmulatedGuest
