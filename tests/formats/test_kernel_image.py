@@ -227,6 +227,15 @@ def test_every_layout(image: KernelImage, name: str) -> None:
     assert list(zip(found.address.tolist(), map(chr, found.kind.tolist()), found.names, strict=True)) == symbols
 
 
+@pytest.mark.parametrize("begin", [0, 4])
+def test_tables_with_nothing_before_them(image: KernelImage, begin: int) -> None:
+    """Where those of 7.0 and later begin, at a multiple of 4, the piece begins too."""
+    layout = LAYOUTS["7.0"]
+    symbols = some_symbols(image, layout)
+    found = decode_kallsyms(layout.write(symbols, b"\0" * begin)[begin:], RODATA + begin, TEXT, "made")
+    assert list(zip(found.address.tolist(), map(chr, found.kind.tolist()), found.names, strict=True)) == symbols
+
+
 def test_a_table_that_does_not_put_text_in_its_place_is_refused(image: KernelImage) -> None:
     symbols = some_symbols(image, LAYOUTS["6.1"])
     with pytest.raises(FormatError, match="form that is not known"):
