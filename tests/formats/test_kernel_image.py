@@ -227,6 +227,14 @@ def test_every_layout(image: KernelImage, name: str) -> None:
     assert list(zip(found.address.tolist(), map(chr, found.kind.tolist()), found.names, strict=True)) == symbols
 
 
+def test_tables_at_the_begin_of_a_piece(image: KernelImage) -> None:
+    """A piece that begins in the middle of eight bytes: the number of symbols is its first word that is at a multiple of 8."""
+    layout = LAYOUTS["7.0"]
+    symbols = some_symbols(image, layout)
+    found = decode_kallsyms(layout.write(symbols, b"\0" * 8)[4:], RODATA + 4, TEXT, "made")
+    assert list(zip(found.address.tolist(), map(chr, found.kind.tolist()), found.names, strict=True)) == symbols
+
+
 def test_a_table_that_does_not_put_text_in_its_place_is_refused(image: KernelImage) -> None:
     symbols = some_symbols(image, LAYOUTS["6.1"])
     with pytest.raises(FormatError, match="form that is not known"):
