@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
+from perfguest.errors import FormatError
+from perfguest.formats.elf_sections import read_sections
 from perfguest.formats.guest_snapshot import GuestSnapshot, later_readings
 from perfguest.proto import guest_pb2 as pb
 from perfguest.unwind.engine import Engine
 
 _USER_END = 1 << 57
+# PT_GNU_EH_FRAME, a type in the program headers, which stand at the file's begin.
+_SEARCH_TABLE, _HEADERS = struct.pack("<I", 0x6474E550), 4096
+_MAX_STATIC = 64 << 20
 
 #: Gives the whole content of a mapped file where it is at hand, by VM, path and the build id that the guest's file has ("" if that is not known).
 OpenFile = Callable[[pb.Process, pb.Mapping, str], bytes | None]
@@ -62,13 +68,29 @@ class Spaces:
         whole = self._open_file(reading, mapping, stored.build_id.hex() if stored else "")
         try:
             if whole is not None:
-                return self._engine.add_binary(len(whole), [(0, whole)])
+                return self._engine.add_binary(len(whole), [(0, whole)], _tables_of_static(len(whole), [(0, whole)]))
             if stored is not None:
                 runs = sorted(((run.address, run.data) for run in stored.pages), key=lambda run: run[0])
-                return self._engine.add_binary(stored.size, runs)
+                return self._engine.add_binary(stored.size, runs, _tables_of_static(stored.size, runs))
         except ValueError as error:
             self._problems[f"guest file {mapping.path.decode('utf-8', 'replace')[:200]} cannot be used for unwinding: {error}"] += 1
         return -1
+
+
+def _tables_of_static(size: int, runs: list[tuple[int, bytes]]) -> tuple[int, int] | None:
+    """(Offset, size) of ``.eh_frame``: statically linked programs have no search table that would lead there. None where the section headers are missing."""
+    if size > _MAX_STATIC or not runs or _SEARCH_TABLE in runs[0][1][:_HEADERS]:
+        return None
+    content = bytearray(size)
+    for offset, data in runs:
+        part = data[: max(size - offset, 0)]
+        content[offset : offset + len(part)] = part
+    try:
+        sections = read_sections(bytes(content), "", "")
+    except FormatError:
+        return None
+    number = sections.find(".eh_frame")
+    return None if number is None else (int(sections.table["offset"][number]), int(sections.table["size"][number]))
 
 
 def merged_mappings(readings: list[pb.Process]) -> list[tuple[int, int, int, pb.Process, pb.Mapping]]:

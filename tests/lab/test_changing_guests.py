@@ -18,7 +18,7 @@ from tests.lab.conftest import Host
 from tests.lab.names import address_of, frames_of, kernel_functions
 from tests.lab.vms import Ran, compiled, make_initrd, run_scenario, vm_spec
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.changing]
 
 
 @dataclass(frozen=True)

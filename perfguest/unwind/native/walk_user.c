@@ -122,6 +122,19 @@ static enum pg_end find_rule(const struct pg_walk *walk, uint64_t address, struc
 	return place->rule->end;
 }
 
+/*
+ * Programs that keep frame pointers begin with 0 in that register, as the ABI
+ * asks of the outermost frame (System V ABI, 3.4.1, "Initial Stack and
+ * Register State").
+ */
+static bool is_outermost(const struct pg_walk *walk, enum pg_end end, uint8_t how)
+{
+	const struct pg_machine *m = &walk->machine;
+
+	return how == PG_HOW_FP && end == PG_END_NO_TABLE && pg_knows(m, PG_RBP) &&
+	       !m->regs[PG_RBP];
+}
+
 /* 0 if there is no way on, else an enum pg_how. */
 static uint8_t step_without_rule(struct pg_walk *walk, enum pg_end end, bool leaf)
 {
@@ -173,6 +186,8 @@ enum pg_end pg_walk_user(struct pg_walk *walk)
 			end = pg_step(m, place.rule, &place.source, &cs);
 			exact = place.rule->exact;
 			how = PG_HOW_CFI;
+		} else if (is_outermost(walk, end, how)) {
+			return PG_END_START;
 		} else {
 			how = step_without_rule(walk, end, leaf);
 			if (how)
