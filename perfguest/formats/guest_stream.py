@@ -141,14 +141,19 @@ class VmRecord:
 
 @dataclass(frozen=True)
 class GuestStream:
-    """All of a guest.stream. ``lost``: per host CPU, counts in the order of :data:`LOST_REASONS`. ``memory``: the file's bytes, mapped and read-only."""
+    """All of a guest.stream. ``lost``: per host CPU, counts in the order of :data:`LOST_REASONS`. ``memory``: the file's bytes, read-only, out of ``mapping``."""
 
     format_text: str
     samples: GuestSamples
     vms: list[VmRecord]
     lost: dict[int, list[int]]
     memory: U8
+    mapping: mmap.mmap
     notes: list[str] = field(default_factory=list)
+
+    def let_go(self) -> None:
+        """Gives back what reading the copies took of this process's memory; they can be read again."""
+        self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def read_guest_stream(path: Path) -> GuestStream:
@@ -167,7 +172,7 @@ def read_guest_stream(path: Path) -> GuestStream:
         at = end
     if at < len(mapped):
         notes.append(f"{path}: {len(mapped) - at} bytes at offset {at} are not whole records and were left out")
-    return GuestStream(text, reader.samples(), reader.vms, reader.lost, reader.data, notes)
+    return GuestStream(text, reader.samples(), reader.vms, reader.lost, reader.data, mapped, notes)
 
 
 def _map(path: Path) -> mmap.mmap:

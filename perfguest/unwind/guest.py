@@ -79,6 +79,7 @@ def unwind(tables: Engine, stream: GuestStream, where: Addressing, vms: int, sca
         rows = np.arange(first, min(first + _BATCH, number))
         walked = _walk(tables.scan if scan else tables.walk, stream, where, mode, rows)
         result.add(rows, walked, where)
+        stream.let_go()
     return result.finish()
 
 

@@ -102,7 +102,7 @@ def _multiply_perf_data(source: Path, target: Path, chosen: Chosen, copies: int,
         end = out.tell()
         features = bin(int.from_bytes(data[_FEATURES : _FEATURES + 32], "little")).count("1")
         moved = end - head.end
-        table = np.frombuffer(bytes(data[head.end : head.end + 16 * features]), "<u8").reshape(-1, 2) + np.array([moved, 0], np.uint64)
+        table = np.frombuffer(bytes(data[head.end : head.end + 16 * features]), "<u8").reshape(-1, 2) + np.array([moved % (1 << 64), 0], np.uint64)
         out.write(table.tobytes() + data[head.end + 16 * features :])
         out.seek(_DATA_SIZE)
         out.write(struct.pack("<Q", end - head.start))
