@@ -141,7 +141,7 @@ class VmRecord:
 
 @dataclass(frozen=True)
 class GuestStream:
-    """All of a guest.stream. ``lost``: per host CPU, counts in the order of :data:`LOST_REASONS`. ``memory``: the file's bytes, read-only, out of ``mapping``."""
+    """All of a guest.stream. ``lost``: per host CPU, counts in the order of :data:`LOST_REASONS`. ``memory``: the bytes of the file that is mapped."""
 
     format_text: str
     samples: GuestSamples
