@@ -36,7 +36,8 @@ demo: module native
 
 # Guests of the oldest kernel, of 6.1 and of the newest, which are fetched at first use.
 test: lint
-	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -m "not changing"
+	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -m "not changing" --ignore=tests/unwind
+	$(PYTHON) -m pytest tests/unwind
 
 # Part of `make test`, there with fifty rounds.
 storm: native
@@ -54,7 +55,7 @@ guests: native
 changing: native
 	$(PYTHON) -m pytest -v -s -m changing
 
-# Part of `make test`, too.
+# Part of `make test`, there with the kernel in /boot alone.
 stacks: native
 	kernels="$(GUEST_KERNELS)" && kernels="$${kernels:-$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3)}" && [ -n "$$kernels" ] && \
 		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/unwind

@@ -23,6 +23,10 @@ class Row:
     walked: Walked
 
 
+# Standard deviations of the normal distribution, one-sided.
+_ONE_IN_A_HUNDRED = 2.33
+
+
 @dataclass(frozen=True)
 class Share:
     """``rest``: what is not good, by cause, most frequent first."""
@@ -34,6 +38,11 @@ class Share:
     @property
     def percent(self) -> float:
         return 100 * self.good / self.total if self.total else 0.0
+
+    def reaches(self, percent: float) -> bool:
+        """Whether so many or more are good, as far as a sample of this size tells: less than once in a hundred times chance alone makes it fail."""
+        expected = self.total * (1 - percent / 100)
+        return self.total > 0 and self.total - self.good <= expected + _ONE_IN_A_HUNDRED * (expected * percent / 100) ** 0.5
 
     def __str__(self) -> str:
         rest = "".join(f"\n    {count:6d} {cause}" for cause, count in self.rest.most_common(25))

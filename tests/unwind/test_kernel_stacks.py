@@ -45,7 +45,7 @@ def test_kernel_stacks_are_whole(guest: Guest, figure: Callable[[str], None]) ->
     found = share(_kernel_rows(guest), guest.warm.causes.kernel)
     figure(f"kernel stacks whole: {found}")
     assert found.total >= 3000
-    assert found.percent >= (99.5 if guest.is_of_debian_12 else 99.0)
+    assert found.reaches(99.5 if guest.is_of_debian_12 else 99.0)
 
 
 @pytest.mark.parametrize("work", _WORK)
