@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 import sys
 import time
@@ -155,9 +154,9 @@ def main(path: str) -> None:
     bounds = stacks.start.tolist()
     sys.stdout.write("\n".join("".join(texts[first:last]) for first, last in pairwise(bounds)))
     sys.stdout.flush()
-    used = os.times()
+    used = time.process_time()
     ends = {str(end): int(count) for end, count in enumerate(np.bincount(stacks.user_end, minlength=16)) if count}
-    result = {"samples": len(perf.samples), "frames": len(stacks.address), "walk": walked, "all": used.user + used.system}
+    result = {"samples": len(perf.samples), "frames": len(stacks.address), "walk": walked, "all": used}
     sys.stderr.write(json.dumps(result | {"ends": ends, "whole": _whole(perf, stacks, programs)}))
 
 

@@ -9,8 +9,8 @@ when it is to print one frame of each stack, and for us the walk. A stack is who
 from __future__ import annotations
 
 import json
-import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -72,10 +72,10 @@ def workloads(directory: Path, seconds: int) -> dict[str, list[str]]:
 
 def _run(command: list[str | Path]) -> tuple[str, str, float]:
     """What it printed, its stderr, and the CPU seconds that it took."""
-    before = os.times()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, check=True, capture_output=True, cwd=_HERE.parents[1])
-    after = os.times()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return done.stdout.decode(), done.stderr.decode(), used
 
 
