@@ -62,6 +62,7 @@ stacks: native
 
 # Minutes, on a machine that has nothing else to do.
 bench: native
+	$(PYTHON) -m tests.bench.frames
 	$(PYTHON) -m tests.bench.unwinding
 	$(PYTHON) -m tests.bench.converting $(RECORDING)
 

@@ -50,11 +50,6 @@ class KernelTables:
     notes: list[str] = field(default_factory=list)
     orc_header: bytes = b""
 
-    @property
-    def orc_pairs(self) -> list[tuple[bytes, bytes]]:
-        """(64-bit little-endian addresses, entries), as the unwinder takes them."""
-        return [(table.addresses.astype("<u8").tobytes(), table.entries) for table in self.orc]
-
     def add_orc(self, table: OrcTable) -> bool:
         """Gives whether it was added: not an empty one, and not over another, which may be of a module that was there before."""
         if not len(table.addresses) or any(table.overlaps(known) for known in self.orc):

@@ -24,7 +24,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NOT_PASSED = ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "OLDPWD")
 # The emulator gives wrong flags after cmpxchg16b now and then.
 _GUEST_CPU = "host,cx16=off"
-# noxsave: the emulator does not show XSETBV to KVM, which tells the guest a wrong size of XSAVE's area then. Older kernels do without it at that, newer ones
+# noxsave: the emulator seems not to show XSETBV to KVM, which tells the guest a wrong size of XSAVE's area. Older kernels do without it at that, newer ones
 # do not survive it.
 _GUEST_OPTIONS = "console=ttyS0 panic=-1 pci=noearly rdinit=/init noxsave"
 

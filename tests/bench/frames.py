@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Nanoseconds of CPU time for each frame that the unwinder finds.
 
-    PYTHONPATH=. .venv/bin/python tools/bench_unwind.py [SAMPLES]
+    python -m tests.bench.frames [SAMPLES]
 
 User stacks: those of Debian's Python at moments while it compiles a program, walked again and again. Kernel stacks: as deep as a busy kernel's, laid out by
 the ORC table of the kernel in /boot, at random addresses of its text.
@@ -13,11 +12,8 @@ from __future__ import annotations
 import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from perfguest.capture.lab.kernels import find_kernel
 from perfguest.formats.kernel_image import read_kernel_image
