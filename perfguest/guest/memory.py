@@ -52,6 +52,11 @@ class GuestMemory:
         self.slots = sorted((slot for slot in slots if slot.size > 0), key=lambda slot: slot.gpa)
         self._starts = [slot.gpa for slot in self.slots]
 
+    def holds(self, gpa: int) -> bool:
+        """Whether there is guest-physical memory at this address."""
+        at = bisect_right(self._starts, gpa) - 1
+        return at >= 0 and gpa < self.slots[at].gpa + self.slots[at].size
+
     def read(self, gpa: int, size: int) -> bytes:
         """``size`` bytes of guest-physical memory. Raises :class:`GuestFault` if one of them is not there."""
         if not 0 <= size <= MAX_READ:
@@ -85,10 +90,9 @@ class GuestMemory:
         return struct.unpack("<512Q", self.read(entry & ADDRESS, PAGE))
 
     def _slot(self, gpa: int) -> Memslot:
-        at = bisect_right(self._starts, gpa) - 1
-        if at < 0 or gpa >= self.slots[at].gpa + self.slots[at].size:
+        if not self.holds(gpa):
             raise GuestFault("no guest memory", gpa)
-        return self.slots[at]
+        return self.slots[bisect_right(self._starts, gpa) - 1]
 
     def _pread_into(self, slot: Memslot, gpa: int, view: memoryview) -> None:
         hva, done = slot.hva + gpa - slot.gpa, 0

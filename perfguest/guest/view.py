@@ -10,8 +10,6 @@ from perfguest.guest.layout import Layout
 from perfguest.guest.memory import PAGE, GuestFault
 
 _TOP = 1 << 64
-# The direct map's room with 4-level paging: Documentation/arch/x86/x86_64/mm.rst.
-_DIRECT_MAP = 1 << 46
 
 
 class Exhausted(GuestUnreadable):
@@ -98,7 +96,8 @@ class View:
 
     def physical(self, address: int) -> int:
         """Where the kernel's virtual ``address`` is in guest-physical memory."""
-        if self._direct is not None and 0 <= address - self._direct < _DIRECT_MAP:
+        # Behind the memory there is, KASLR puts vmalloc's area and vmemmap, at whatever distance.
+        if self._direct is not None and self.kernel.memory.holds(address - self._direct):
             return address - self._direct
         return self.kernel.memory.translate(self.kernel.kernel_cr3, address)
 

@@ -127,7 +127,7 @@ def test_every_callchain_is_as_perf_dumps_it(recording: Callable[[str], Path], k
     path = recording(kind)
     data = read_perf_data(path)
     expected = _dumped_samples(_dump(path))
-    assert sum(len(sample[-1]) for sample in expected) > 50
+    assert sum(len(sample[-1]) for sample in expected) > 20
     assert sorted(_ours_as_dumped(data.samples)) == sorted(expected)
     assert (data.samples.cpumode == (data.samples.misc & 7)).all()
 

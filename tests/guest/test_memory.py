@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from perfguest.formats.guest_stream import Memslot
 from perfguest.guest.image import MAX_IMAGE, START_KERNEL_MAP, read_image
 from perfguest.guest.memory import ADDRESS, MAX_READ, PAGE, GuestFault, GuestMemory
+from perfguest.guest.view import View
 from tests.guest.patched import close, memory_of
 
 PAGES = 16
@@ -118,3 +120,17 @@ def test_any_tables_end(seeds: list[int], cr3: int, gva: int, size: int, la57: b
             assert len(read_image(memory, cr3, START_KERNEL_MAP | gva & 0x3FFF_FFFF).data) <= MAX_IMAGE
     finally:
         close([memory])
+
+
+def test_only_memory_there_is_belongs_to_the_direct_map(slotted: GuestMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KASLR may put vmemmap less than 64 TiB behind the direct map's begin: such an address is one for the page tables."""
+    base = 0xFFFF979900000000
+    view = View.__new__(View)
+    view.kernel = SimpleNamespace(memory=slotted, kernel_cr3=0x1000)  # type: ignore[assignment]
+    view._direct = base
+    monkeypatch.setattr(slotted, "translate", lambda cr3, gva: (cr3, gva))
+    first = slotted.slots[0]
+    assert view.physical(base + first.gpa) == first.gpa
+    last = slotted.slots[-1]
+    for address in (base + last.gpa + last.size, 0xFFFFD340007F8400, base - 8):
+        assert view.physical(address) == (0x1000, address)
