@@ -17,9 +17,9 @@ from perfguest.profile import Mode, Profile
 _Frames = npt.NDArray[np.int64]
 
 
-def frames_of(profile: Profile, rows: npt.NDArray[np.integer[Any]], mode: Mode) -> tuple[_Frames, npt.NDArray[np.bool_]]:
+def frames_of(profile: Profile, rows: npt.NDArray[np.integer[Any]], mode: Mode, entry: range = range(0)) -> tuple[_Frames, npt.NDArray[np.bool_]]:
     """All frames of a mode of these samples, one after the other, once for each sample; and whether each is a return address: not where that mode was
-    left or hit, nor behind the entry of an interrupt or exception."""
+    left or hit, nor behind the code by which interrupts and exceptions come and go (``entry``, its addresses)."""
     parts, returns = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
     for stack, count in Counter(profile.samples.stack[rows].tolist()).items():
         frames = profile.stacks.of(stack)
@@ -27,14 +27,9 @@ def frames_of(profile: Profile, rows: npt.NDArray[np.integer[Any]], mode: Mode) 
         parts.append(np.tile(frames[place], count).astype(np.int64))
         exact = np.zeros(len(place), bool)
         exact[:1] = True
-        exact[1:] = [_is_entry(profile, int(frame)) for frame in frames[place[:-1]]]
+        exact[1:] = [address in entry for address in profile.frames.address[frames[place[:-1]]].tolist()]
         returns.append(np.tile(~exact, count))
     return np.concatenate(parts), np.concatenate(returns)
-
-
-def _is_entry(profile: Profile, frame: int) -> bool:
-    symbol = int(profile.frames.symbol[frame])
-    return symbol >= 0 and profile.strings[symbol].startswith("asm_")
 
 
 class Functions:
@@ -68,6 +63,12 @@ class Functions:
 def kernel_functions(kallsyms: Iterable[tuple[int, str, str]]) -> Functions:
     """``kallsyms``: (address, type, name)."""
     return Functions((address, name) for address, kind, name in kallsyms if kind in "tTwW" and address >> 63)
+
+
+def entry_code(kallsyms: Iterable[tuple[int, str, str]]) -> range:
+    """Where interrupts and exceptions come and go: the .entry.text of the kernel."""
+    places = {name: address for address, _, name in kallsyms if name in ("__entry_text_start", "__entry_text_end")}
+    return range(places["__entry_text_start"], places["__entry_text_end"])
 
 
 def address_of(kallsyms: Iterable[tuple[int, str, str]], name: str) -> int:

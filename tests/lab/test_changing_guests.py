@@ -15,7 +15,7 @@ from perfguest.formats.recording import RecordingPaths
 from perfguest.profile import Mode, Profile
 from tests.guest_kernels import guest_kernel
 from tests.lab.conftest import Host
-from tests.lab.names import address_of, frames_of, kernel_functions
+from tests.lab.names import address_of, entry_code, frames_of, kernel_functions
 from tests.lab.vms import Ran, compiled, make_initrd, run_scenario, vm_spec
 
 pytestmark = [pytest.mark.lab, pytest.mark.changing]
@@ -69,7 +69,7 @@ def test_each_kernel_names_its_own_samples(changing: Recorded, name: str, boots:
     bounds = [0, *(time for time, _ in lstars[1:]), np.iinfo(np.int64).max]
     for begin, end, kallsyms in zip(bounds, bounds[1:], symbols, strict=False):
         rows = np.flatnonzero((profile.samples.vm == vm) & (profile.samples.time >= begin) & (profile.samples.time < end))
-        frames, returns = frames_of(profile, rows, Mode.GUEST_KERNEL)
+        frames, returns = frames_of(profile, rows, Mode.GUEST_KERNEL, entry_code(kallsyms))
         address = profile.frames.address[frames]
         image = (address >= address_of(kallsyms, "_stext")) & (address < address_of(kallsyms, "_end"))
         functions = kernel_functions(kallsyms)

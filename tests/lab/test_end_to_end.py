@@ -25,7 +25,7 @@ from perfguest.merge import Side, pair
 from perfguest.profile import Mode, Profile
 from perfguest.symbols.guest import GuestSymbolOptions
 from tests.lab.conftest import Host
-from tests.lab.names import frames_of, kernel_functions, program_functions
+from tests.lab.names import entry_code, frames_of, kernel_functions, program_functions
 
 pytestmark = pytest.mark.lab
 
@@ -235,8 +235,9 @@ def check_kernel_names(kallsyms: Path, profile: Profile) -> None:
     """Of the guest kernel's frames 99.9% have the name that a lookup in the guest's own kallsyms gives, and none has another."""
     text = kallsyms.read_bytes()
     lines = [line.split() for line in (gzip.decompress(text) if text[:2] == b"\x1f\x8b" else text).decode().splitlines()]
-    functions = kernel_functions((int(words[0], 16), words[1], words[2]) for words in lines)
-    frames, returns = frames_of(profile, np.flatnonzero(profile.samples.mode == Mode.GUEST_KERNEL), Mode.GUEST_KERNEL)
+    symbols = [(int(words[0], 16), words[1], words[2]) for words in lines]
+    functions = kernel_functions(symbols)
+    frames, returns = frames_of(profile, np.flatnonzero(profile.samples.mode == Mode.GUEST_KERNEL), Mode.GUEST_KERNEL, entry_code(symbols))
     right, wrong = functions.compare(profile, frames, returns)
     print(f"{len(frames)} guest kernel frames, {right} ({right / len(frames):.3%}) named as the guest's kallsyms has them, {dict(wrong)} otherwise")
     assert len(frames) > 200
