@@ -31,6 +31,8 @@ _MAX_COMM = 16
 _MAX_BUILD_ID = 64
 _MAX_PERF_MAP = 32 << 20
 _MAX_TEXT = 1000
+# What packing may add to what it cannot make smaller (zlib's deflateBound, with room).
+_PACKING_ROOM = 1 << 16
 _PAGE = 4096
 
 
@@ -72,6 +74,11 @@ def check_vm_kernel(kernel: pb.VmKernel) -> None:
         _check_symbols(module.symbols)
         _check_orc(module.orc)
     _check_symbols(kernel.bpf)
+
+
+def check_module_text(text: pb.ModuleText, address: int, size: int) -> None:
+    """``address``, ``size``: what was asked for."""
+    _check((text.address, text.size) == (address, size) and len(text.packed) <= size + _PACKING_ROOM, "another module's code than was asked for")
 
 
 def check_process(process: pb.Process) -> None:

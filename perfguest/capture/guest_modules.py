@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notices that a guest has loaded modules or BPF programs since its kernel was read: samples hit code where none was."""
+"""Which of a guest's modules are to be read: notices that some were loaded since the kernel was read, as samples hit code where none was; and whose code is
+not there yet."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ CODE_START, CODE_START_KASLR, CODE_END = 0xFFFF_FFFF_A000_0000, 0xFFFF_FFFF_C000
 _PAGE = 4096
 _PAUSE_SECONDS, _TIMES = 1.0, 64
 _MOST_PAGES = 4096
+# Bytes of code of one module, and of all of a kernel's.
+_LARGEST_TEXT, _MOST_TEXT = 16 << 20, 64 << 20
 
 
 class ModuleWatch:
@@ -84,3 +87,30 @@ class ModuleWatch:
     def _explains(self, page: int) -> bool:
         at = bisect_right(self._starts, page + _PAGE - 1) - 1
         return at >= 0 and page < self._ends[at]
+
+
+class ModuleTexts:
+    """Code of the modules of one kernel of one VM: asked for once each, when there is nothing else to do."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[int, int]] = set()
+        self._wanted: list[tuple[int, int]] = []
+        self._left = _MOST_TEXT
+
+    def took(self, modules: Iterable[pb.Module]) -> None:
+        """What was read of the kernel now."""
+        for module in modules:
+            place = module.address, module.size
+            inside = CODE_START <= module.address < CODE_END and 0 < module.size <= min(_LARGEST_TEXT, self._left)
+            if inside and place not in self._known:
+                self._known.add(place)
+                self._wanted.append(place)
+                self._left -= module.size
+
+    def request(self) -> dict[str, Any] | None:
+        """What is to be asked for."""
+        return {"do": "text", "address": self._wanted[0][0], "size": self._wanted[0][1]} if self._wanted else None
+
+    def asked(self) -> None:
+        """It is being read; should that fail, it is not tried again."""
+        del self._wanted[0]

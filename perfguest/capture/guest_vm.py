@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perfguest.capture.debugfs import TaskLayout
-from perfguest.capture.guest_check import check_binary, check_kernel, check_layout, check_process, check_vm_kernel, parse
-from perfguest.capture.guest_modules import ModuleWatch
+from perfguest.capture.guest_check import check_binary, check_kernel, check_layout, check_module_text, check_process, check_vm_kernel, parse
+from perfguest.capture.guest_modules import ModuleTexts, ModuleWatch
 from perfguest.capture.guest_reader import Message, ReaderProcess
 from perfguest.capture.guest_store import GuestStore
 from perfguest.capture.guest_tasks import GuestTasks
@@ -67,6 +67,7 @@ class GuestVm:
         self._tell = tell
         self._offer = offer
         self._modules = ModuleWatch()
+        self._texts = ModuleTexts()
         self._when = 0
         self._raw = b""
         self._wants = 0
@@ -179,6 +180,7 @@ class GuestVm:
         if self._open and self._with_processes:
             self._forget_tasks()
         self._modules = ModuleWatch()
+        self._texts = ModuleTexts()
         self._open = self._given_up = False
         self._openings = self._readers = 0
         self._reboots += 1
@@ -232,13 +234,15 @@ class GuestVm:
             self._asked = request
             if request["do"] == "modules":
                 self._modules.asked()
+            elif request["do"] == "text":
+                self._texts.asked()
             self.tasks.begin(request)
             self.reader.ask(request)
 
     def _next(self) -> dict[str, Any] | None:
         if not self._open:
             return None
-        request = self._modules.request() or (self.tasks.next_request() if self._with_processes else None)
+        request = self._modules.request() or (self.tasks.next_request() if self._with_processes else None) or self._texts.request()
         return {**self._identity(request.get("time", 0)), **request} if request else None
 
     def _take(self, message: Message) -> None:
@@ -286,6 +290,8 @@ class GuestVm:
         elif which == "kernel" and asked == "modules":
             check_vm_kernel(event.kernel)
             self._take_modules(event.kernel)
+        elif which == "module_text" and asked == "text":
+            self._take_text(event)
         elif which == "process" and asked == "process":
             check_process(event.process)
             process = event.process
@@ -298,12 +304,22 @@ class GuestVm:
     def _take_modules(self, kernel: pb.VmKernel) -> None:
         """Of the kernel that is open: what else the message says of it is not taken."""
         told = self._vm_kernel
-        if told is None or not self._modules.took(pb.VmKernel(lstar=told.lstar, modules=kernel.modules, bpf=kernel.bpf)):
+        if told is None:
+            return
+        self._texts.took(kernel.modules)
+        if not self._modules.took(pb.VmKernel(lstar=told.lstar, modules=kernel.modules, bpf=kernel.bpf)):
             return
         again = pb.VmKernel(modules=kernel.modules, bpf=kernel.bpf, reason=kernel.reason, cpu_seconds=kernel.cpu_seconds)
         again.vm_pid, again.vm_id, again.time = self.pid, self.vm_id, self._asked["time"]
         again.kernel, again.kaslr_offset, again.lstar, again.level = told.kernel, told.kaslr_offset, told.lstar, told.level
         self._store.event(pb.GuestEvent(kernel=again))
+
+    def _take_text(self, event: pb.GuestEvent) -> None:
+        text = event.module_text
+        check_module_text(text, self._asked["address"], self._asked["size"])
+        if self._vm_kernel:
+            text.vm_pid, text.vm_id, text.time, text.lstar = self.pid, self.vm_id, self._when, self._vm_kernel.lstar
+            self._store.event(event)
 
     def _take_done(self, value: dict[str, Any]) -> None:
         asked, self._asked = self._asked, {}
@@ -317,6 +333,8 @@ class GuestVm:
         elif asked.get("do") == "modules" and failed:
             self._modules.failed()
             self._note(f"modules that were loaded since could not be read: {failed}")
+        elif asked.get("do") == "text" and failed:
+            self._note(f"a module's code could not be read: {failed}")
         elif asked.get("do") == "binary":
             self.tasks.end_file(asked)
             if failed:
@@ -346,6 +364,7 @@ class GuestVm:
             kernel.time, kernel.lstar = record.time, record.lstar
         self._store.event(pb.GuestEvent(kernel=kernel))
         self._modules.took(kernel)
+        self._texts.took(kernel.modules)
         self._open = True
         self.state.level, self.state.reason = kernel.level, kernel.reason
         self.state.release = str(value.get("release", ""))[:100]

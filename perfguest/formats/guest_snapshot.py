@@ -144,6 +144,7 @@ class GuestSnapshot:
     kernels: list[pb.VmKernel] = field(default_factory=list)
     processes: list[pb.Process] = field(default_factory=list)
     problems: list[pb.Problem] = field(default_factory=list)
+    module_texts: list[pb.ModuleText] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def kernel(self, key: str) -> pb.Kernel | None:
@@ -226,6 +227,8 @@ def _append(snapshot: GuestSnapshot, data: bytes, name: str, room: int) -> int:
         snapshot.processes.append(event.process)
     elif which == "problem":
         snapshot.problems.append(event.problem)
+    elif which == "module_text":
+        snapshot.module_texts.append(event.module_text)
     return fields
 
 

@@ -7,6 +7,7 @@ without symbols.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -43,6 +44,8 @@ MAX_HINTS = 64
 # So many of them must agree that a kernel has neither symbols nor vmcoreinfo, or hides its page tables, before that is believed.
 _AGREEING = 3
 _MAX_TEXT = 64 << 20
+#: zlib's level: the fastest.
+_PACKING = 1
 _LEVELS = ("addresses", "symbols", "processes")
 _NO_TABLES = "its kernel's own page tables cannot be found"
 # Of a user page table with page-table isolation: the kernel's is the page before (arch/x86/entry/calling.h).
@@ -113,6 +116,10 @@ class LiveKernel:
             result.bpf.CopyFrom(modules.read_bpf(self.prog, problems))
         result.level, result.reason = self.level, "; ".join(problems[:8])
         return result
+
+    def module_text_proto(self, address: int, size: int) -> guest_pb2.ModuleText:
+        """The code of one of its modules. Raises :class:`GuestFault`."""
+        return guest_pb2.ModuleText(lstar=self.lstar, address=address, size=size, packed=zlib.compress(self.read(address, size), _PACKING))
 
     def task_layout(self) -> TaskLayout | None:
         """Where the module finds the running task, or None where types do not tell."""

@@ -115,6 +115,12 @@ class _Guest:
         self._send(wire.frame(Kind.EVENT, pb.GuestEvent(kernel=vm_kernel).SerializeToString()))
         return {}
 
+    def text(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends the code of one of the kernel's modules."""
+        text = self._kernel.module_text_proto(request["address"], request["size"])
+        self._send(wire.frame(Kind.EVENT, pb.GuestEvent(module_text=text).SerializeToString()))
+        return {}
+
     def process(self, request: dict[str, Any]) -> dict[str, Any]:
         """Sends the process and gives the keys of its files, or nothing if it is gone."""
         from perfguest.guest import processes
@@ -153,7 +159,7 @@ class _Guest:
         if self._kernel is None and request["do"] not in {"open", "tables"}:
             return {"failed": "its kernel is not open"}
         try:
-            methods = {"open": self.open, "tables": self.tables, "modules": self.modules, "process": self.process, "binary": self.binary}
+            methods = {"open": self.open, "tables": self.tables, "modules": self.modules, "text": self.text, "process": self.process, "binary": self.binary}
             return methods[request["do"]](request)
         except PerfguestError as error:
             return {"failed": error.message}

@@ -28,14 +28,16 @@ class Bytes(_message.Message):
     def __init__(self, address: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class GuestEvent(_message.Message):
-    __slots__ = ["kernel", "problem", "process"]
+    __slots__ = ["kernel", "module_text", "problem", "process"]
     KERNEL_FIELD_NUMBER: _ClassVar[int]
+    MODULE_TEXT_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     kernel: VmKernel
+    module_text: ModuleText
     problem: Problem
     process: Process
-    def __init__(self, kernel: _Optional[_Union[VmKernel, _Mapping]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ...) -> None: ...
+    def __init__(self, kernel: _Optional[_Union[VmKernel, _Mapping]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ..., module_text: _Optional[_Union[ModuleText, _Mapping]] = ...) -> None: ...
 
 class Kernel(_message.Message):
     __slots__ = ["build_id", "format_version", "has_btf", "orc", "release", "symbols", "text"]
@@ -88,6 +90,24 @@ class Module(_message.Message):
     size: int
     symbols: Symbols
     def __init__(self, name: _Optional[bytes] = ..., build_id: _Optional[bytes] = ..., address: _Optional[int] = ..., size: _Optional[int] = ..., symbols: _Optional[_Union[Symbols, _Mapping]] = ..., orc: _Optional[_Union[Orc, _Mapping]] = ...) -> None: ...
+
+class ModuleText(_message.Message):
+    __slots__ = ["address", "lstar", "packed", "size", "time", "vm_id", "vm_pid"]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LSTAR_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    VM_ID_FIELD_NUMBER: _ClassVar[int]
+    VM_PID_FIELD_NUMBER: _ClassVar[int]
+    address: int
+    lstar: int
+    packed: bytes
+    size: int
+    time: int
+    vm_id: int
+    vm_pid: int
+    def __init__(self, vm_pid: _Optional[int] = ..., vm_id: _Optional[int] = ..., time: _Optional[int] = ..., lstar: _Optional[int] = ..., address: _Optional[int] = ..., size: _Optional[int] = ..., packed: _Optional[bytes] = ...) -> None: ...
 
 class Orc(_message.Message):
     __slots__ = ["addresses", "entries"]

@@ -20,6 +20,7 @@ from perfguest.symbols.guest_addresses import KASLR_END, KASLR_STEP, KERNEL_HALF
 from perfguest.symbols.guest_calls import U8, U64, Bool, Code
 from perfguest.symbols.guest_kernel import DISPROVEN, PROVEN, UNKNOWN
 from perfguest.symbols.kernel_tables import KernelTables, add_modules, read_tables
+from perfguest.symbols.module_texts import ModuleTexts
 from perfguest.symbols.table import GLOBAL, LOCAL, WEAK, RawSymbols, SymbolTable, build_table
 
 I32 = npt.NDArray[np.int32]
@@ -70,8 +71,10 @@ class _Image:
 class SnapshotKernel:
     """A kernel as it ran in one VM, from ``time`` on. ``dso``: the name of the kernel itself. Raises :class:`FormatError` for what contradicts itself."""
 
-    def __init__(self, event: pb.VmKernel, image: _Image, dso: str) -> None:
+    def __init__(self, event: pb.VmKernel, image: _Image, dso: str, module_text: Sequence[tuple[int, U8]] = ()) -> None:
+        """``module_text``: (address, code) of its modules, as far as it was read."""
         self.event = event
+        self.module_text = module_text
         self.image = image
         self.time = event.time
         self.lstar = event.lstar
@@ -92,6 +95,7 @@ class SnapshotKernel:
         self._end = min(int(image.symbols.address[placed][-1]) + offset, MODULES_END)
         self.table = self._build_table(event, image, dso)
         pieces = [(address + offset, content) for address, content in image.text if KERNEL_HALF <= address < MODULES_END - offset - len(content)]
+        pieces += [(address, content) for address, content in module_text if KERNEL_HALF <= address <= MODULES_END - len(content)]
         self.code = Code.of(pieces) if pieces else None
 
     def _build_table(self, event: pb.VmKernel, image: _Image, dso: str) -> SymbolTable:
@@ -180,6 +184,7 @@ class SnapshotKernels:
         self._called = called
         self._snapshot = snapshot
         self._images: dict[str, _Image | None] = {}
+        self._texts = ModuleTexts(snapshot.module_texts)
         places = {pid: place for place, pid in enumerate(pids)}
         for event in sorted(snapshot.kernels, key=lambda event: event.time):
             if event.vm_pid in places:
@@ -193,7 +198,7 @@ class SnapshotKernels:
         if image is None:
             return
         try:
-            kernel = SnapshotKernel(event, image, dso)
+            kernel = SnapshotKernel(event, image, dso, self._texts.of(event))
         except FormatError as error:
             self.notes.append(f"{called}: what was read out of its memory is not used: {error.message}")
             return
@@ -242,10 +247,14 @@ class SnapshotKernels:
         """What unwinding the kernel needs, with the modules that later readings in the same boot found besides. Its notes are for people."""
         kernel = self.kernels[number]
         tables = read_tables(kernel.event, kernel.release, kernel.image.orc, kernel.image.text)
-        later = self.successor(number)
-        while later is not None:
-            add_modules(tables, self.kernels[later].event.modules)
-            later = self.successor(later)
+        modules = [kernel]
+        while (later := self.successor(number)) is not None:
+            number = later
+            add_modules(tables, self.kernels[number].event.modules)
+            modules.append(self.kernels[number])
+        for one in modules:
+            for address, code in one.module_text:
+                tables.add_text(address, code)
         return tables
 
     def check(self, kernel: I32, returns: U64) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import zlib
 from typing import Any
 
 from perfguest.guest import wire, zygote
@@ -116,9 +117,16 @@ class Reader:
         if self.mode == "dies at modules":
             os.kill(os.getpid(), signal.SIGSEGV)
         loaded = pb.VmKernel(level="processes", kernel="ee", kaslr_offset=0x5000000)
-        if self.mode == "loads a module":
+        if self.mode in {"loads a module", "another module's code"}:
             loaded.modules.add(name=b"late", address=0xFFFFFFFFC0100000, size=0x3000)
         self.message(Kind.EVENT, pb.GuestEvent(kernel=loaded))
+        self.done()
+
+    def text(self, request: dict[str, Any]) -> None:
+        if self.mode == "another module's code":
+            request["address"] += 4096
+        code = bytes(request["size"])
+        self.message(Kind.EVENT, pb.GuestEvent(module_text=pb.ModuleText(address=request["address"], size=len(code), packed=zlib.compress(code))))
         self.done()
 
     def process(self, request: dict[str, Any]) -> None:

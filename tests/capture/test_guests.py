@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,27 @@ def test_module_that_is_hit_is_read(reading: Callable[..., Reading]) -> None:
     first, second = run.snapshot.kernels
     assert (second.time, second.kernel, second.kaslr_offset, second.lstar) == (7000, first.kernel, first.kaslr_offset, _LSTAR)
     assert [module.name for module in second.modules] == [b"late"]
+
+
+def test_code_of_modules_is_read_once(reading: Callable[..., Reading]) -> None:
+    run = reading("loads a module")
+    run.guests.observe(_VM)
+    run.wait(lambda: run.told)
+    for number, page in enumerate((0xFFFFFFFFC0101000, 0xFFFFFFFFC0900000, 0xFFFFFFFFC0A00000)):
+        run.guests.observe(sample(1, 0x1000, ip=page, time=7000 + number))
+    run.end()
+    (text,) = run.snapshot.module_texts
+    assert (text.vm_pid, text.vm_id, text.lstar, text.address, zlib.decompress(text.packed)) == (500, 1, _LSTAR, 0xFFFFFFFFC0100000, bytes(0x3000))
+
+
+def test_code_that_was_not_asked_for_is_not_taken(reading: Callable[..., Reading]) -> None:
+    run = reading("another module's code")
+    run.guests.observe(_VM)
+    run.wait(lambda: run.told)
+    run.guests.observe(sample(1, 0x1000, ip=0xFFFFFFFFC0101000, time=7000))
+    (line,) = run.end()
+    assert "another module's code than was asked for" in line
+    assert run.snapshot.module_texts == []
 
 
 def test_module_list_that_kills_the_reader_leaves_the_rest(reading: Callable[..., Reading]) -> None:

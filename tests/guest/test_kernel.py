@@ -19,6 +19,7 @@ from perfguest.formats.kernel_image import read_kernel_image
 from perfguest.formats.kernel_payload import unpack_kernel
 from perfguest.guest.kernel import GuestUnreadable, open_kernel
 from perfguest.proto import guest_pb2
+from perfguest.symbols.module_texts import ModuleTexts
 from tests.guest.conftest import MODULES, Opened
 from tests.guest.matrix import Findings
 
@@ -121,6 +122,23 @@ def test_modules_are_the_guests_own(opened: Opened, findings: Findings) -> None:
         notes = opened.guest.run(f"cat /sys/module/{module.name.decode()}/notes/.note.gnu.build-id")
         assert module.build_id == notes[-20:]
     findings.note(opened.kernel.release, modules=str(len(told)))
+
+
+def test_modules_code_is_that_of_their_files(opened: Opened) -> None:
+    """But where it is relocated, and where the kernel rewrites its own code."""
+    kernel = find_kernel(opened.guest.kernel, None, ())
+    files = {module_name(path).removesuffix(".ko").replace("-", "_"): module_bytes(path) for path in load_order(kernel, (), MODULES)}
+    vm = guest_pb2.VmKernel(lstar=opened.kernel.lstar, modules=opened.vm.modules)
+    texts = [opened.kernel.module_text_proto(module.address, module.size) for module in opened.vm.modules]
+    found = dict(ModuleTexts(texts).of(vm))
+    assert len(found) == len(opened.vm.modules) > 0
+    for module in opened.vm.modules:
+        name = module.name.decode()
+        start = int(opened.guest.run(f"cat /sys/module/{name}/sections/.text").decode(), 16) - module.address
+        theirs = np.frombuffer(ELFFile(io.BytesIO(files[name])).get_section_by_name(".text").data(), np.uint8)
+        mine = found[module.address][start : start + len(theirs)]
+        assert len(mine) == len(theirs) > 0
+        assert np.mean(mine == theirs) > 0.7
 
 
 def orc_of(file: ELFFile, places: dict[str, int]) -> list[tuple[int, bytes]]:

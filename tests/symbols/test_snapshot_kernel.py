@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,8 +70,10 @@ def event(lstar: int, time: int = 100, key: str = "aa", offset: int = OFFSET, mo
     return pb.VmKernel(vm_pid=7, vm_id=1, time=time, kernel=key, kaslr_offset=offset, lstar=lstar, modules=modules, bpf=bpf, level="processes")
 
 
-def build(stored: Path, kernels: list[pb.VmKernel], options: GuestSymbolOptions | None = None, lstars: tuple[int, ...] = ()) -> GuestSymbols:
-    snapshot = GuestSnapshot(stored, kernels=kernels)
+def build(
+    stored: Path, kernels: list[pb.VmKernel], options: GuestSymbolOptions | None = None, lstars: tuple[int, ...] = (), texts: Sequence[pb.ModuleText] = ()
+) -> GuestSymbols:
+    snapshot = GuestSnapshot(stored, kernels=kernels, module_texts=list(texts))
     return GuestSymbols.build([GuestVm(7, "web", lstars)], options or GuestSymbolOptions(), snapshot)
 
 
@@ -148,6 +153,37 @@ def test_returns_are_proven_by_the_text(stored: Path, lstar: int, image: KernelI
     modules = symbols.proven_returns(vm[:2], column(MODULES[0][0] + 9, 0xFFFFFFFFC0300000), kernel[:2])
     assert modules.tolist() == [-1, -1]
     assert symbols.proven_returns(vm[:2], column(0xFFFF888000001000, 0xFFFFC90000001000), kernel[:2]).tolist() == [0, 0]
+
+
+def module_text(lstar: int, code: bytes, **other: int) -> pb.ModuleText:
+    return pb.ModuleText(**{"vm_pid": 7, "lstar": lstar, "address": MODULES[0][0], "size": len(code), **other}, packed=zlib.compress(code))
+
+
+def test_returns_into_modules_are_proven_by_their_code(stored: Path, lstar: int) -> None:
+    start = MODULES[0][0]
+    code = bytearray(0x2000)
+    code[0x10:0x15] = b"\xe8" + (lstar - (start + 0x15)).to_bytes(4, "little", signed=True)
+    symbols = build(stored, [event(lstar)], lstars=(lstar,), texts=[module_text(lstar, bytes(code))])
+    assert symbols.proven_returns(np.zeros(2, np.int32), column(start + 0x15, start + 0x20), np.zeros(2, np.int32)).tolist() == [1, 0]
+    tables = symbols.kernel_tables(0, 0)
+    assert tables is not None
+    assert tables.text[-1][0] == start
+    assert tables.text[-1][1].tobytes() == code
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"vm_pid": 8}, {"lstar": 5}, {"address": 0xFFFFFFFFC0400000}, {"size": 0x1000}, {"size": 0}, {"size": 0x3000}, {"size": 1 << 40}, {"packed": b"\x78"}],
+    ids=str,
+)
+def test_code_that_is_not_what_it_says_is_not_used(stored: Path, lstar: int, wrong: dict[str, Any]) -> None:
+    text = module_text(lstar, bytes(0x2000))
+    for name, value in wrong.items():
+        setattr(text, name, value)
+    kernel = event(lstar)
+    kernel.modules[0].size = text.size
+    symbols = build(stored, [kernel], lstars=(lstar,), texts=[text])
+    assert symbols.proven_returns(np.zeros(1, np.int32), column(MODULES[0][0] + 9), np.zeros(1, np.int32)).tolist() == [-1]
 
 
 def test_a_reboot_changes_the_kernel(stored: Path, lstar: int) -> None:

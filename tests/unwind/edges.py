@@ -13,6 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from perfguest.symbols.module_texts import ModuleTexts
 from tests.unwind.names import KernelNames
 from tests.unwind.stacks import Evidence
 
@@ -34,6 +35,7 @@ class Edges:
         self._names = names
         moved = evidence.vm_kernel.kaslr_offset
         self._text = [(run.address + moved, run.data) for run in evidence.kernel().text]
+        self._text += [(address, code.tobytes()) for address, code in ModuleTexts(evidence.snapshot.module_texts).of(evidence.vm_kernel)]
         self.why = cache(self._why)
         self._jumps = cache(self._find_jumps)
         self._instructions = cache(self._disassemble)

@@ -10,6 +10,7 @@ import numpy as np
 from perfguest.formats.guest_stream import FLAG_USER, GuestSamples, read_guest_stream
 from perfguest.formats.recording import RecordingPaths
 from perfguest.symbols.kernel_tables import read_tables
+from perfguest.symbols.module_texts import ModuleTexts
 from perfguest.unwind import _native
 from perfguest.unwind.engine import Engine, Samples
 from perfguest.unwind.orc import orc_layout
@@ -64,11 +65,13 @@ def _modes(records: GuestSamples) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 def _add_kernel(engine: Engine, evidence: Evidence) -> int:
     kernel = evidence.kernel()
     tables = read_tables(evidence.vm_kernel, kernel.release, kernel.orc, [(run.address, np.frombuffer(run.data, np.uint8)) for run in kernel.text])
+    for address, code in ModuleTexts(evidence.snapshot.module_texts).of(evidence.vm_kernel):
+        tables.add_text(address, code)
     assert not tables.notes
     return engine.add_kernel(
         [(table.addresses, table.entries) for table in tables.orc],
         orc_layout(kernel.release, kernel.orc.entries),
-        [(run.address + evidence.vm_kernel.kaslr_offset, run.data) for run in kernel.text],
+        [(address, code.data) for address, code in tables.text],
     )
 
 

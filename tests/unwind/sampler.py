@@ -294,6 +294,10 @@ class Sampler:
         self._snapshot.kernel(key, kernel)
         vm = self.kernel.vm_kernel_proto(self.guest.pid, 1, self._began)
         self._snapshot.event(guest_pb2.GuestEvent(kernel=vm))
+        for module in vm.modules:
+            text = self.kernel.module_text_proto(module.address, module.size)
+            text.vm_pid = vm.vm_pid
+            self._snapshot.event(guest_pb2.GuestEvent(module_text=text))
 
     def _write_host(self) -> None:
         self._paths.perf_data.write_bytes(perf_file.perf_data(self.guest.pid, self._thread, self._perf))
