@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from perfguest.unwind import _native
 from perfguest.unwind.engine import Engine
@@ -172,6 +176,23 @@ def test_one_step_without_a_rule(offset: int, rbp: int, how: int) -> None:
     out = engine.walk(k.sample([stack], number, rip=CALLED, rsp=k.STACK + 0x40, rbp=rbp))
     assert k.frames(out) == [(CALLED, 0), (CALLER, how | _native.FRAME_RETURN)]
     assert out.kernel_end[0] == _native.END_THREAD_START
+
+
+_CALLED_BY = "*%rax *%r11 *(%rbx) *(%r13) *(%r12) *8(%rax) *0x1000(%rcx) *(%rax,%rbx,8) *0x10(,%rax,8) *0x20(%rsp) *0x1234(%rip)"
+
+
+@pytest.mark.parametrize("operand", _CALLED_BY.split())
+def test_all_forms_of_calls_prove_a_return_address(operand: str, tmp_path: Path) -> None:
+    (tmp_path / "call.s").write_text(f"call {operand}\n")
+    subprocess.run(["as", "-o", tmp_path / "call.o", tmp_path / "call.s"], check=True)
+    with (tmp_path / "call.o").open("rb") as file:
+        call = ELFFile(file).get_section_by_name(".text").data()
+    engine, stack, text = Engine(), k.Stack(), bytearray(0x400)
+    text[0x110 - len(call) : 0x110] = call
+    number = kernel(engine, _native.ORC_V5, k.entry(_native.ORC_V5, k.TYPE_UNDEFINED), bytes(text))
+    stack.put(0x40, CALLER)
+    out = engine.walk(k.sample([stack], number, rip=CALLED, rsp=k.STACK + 0x40))
+    assert k.frames(out) == [(CALLED, 0), (CALLER, _native.HOW_RETURN | _native.FRAME_RETURN)]
 
 
 def test_no_rule_and_nothing_proven() -> None:

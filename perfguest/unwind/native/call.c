@@ -10,14 +10,19 @@
 #define GROUP_5		0xff
 #define GROUP_5_CALL	2
 
-/* Of FF, ModRM, and what ModRM says comes behind it. */
-static size_t group_5_size(const uint8_t *code)
+/*
+ * Of FF, ModRM, and what ModRM says comes behind it; 0 if that is not in the
+ * given bytes, two at least.
+ */
+static size_t group_5_size(const uint8_t *code, size_t given)
 {
 	uint8_t mode = code[1] >> 6, rm = code[1] & 7;
 	size_t size = 2;
 
 	if (mode == 3)
 		return size;
+	if (rm == 4 && given < 3)
+		return 0;
 	if (rm == 4) {
 		/* A SIB byte; with base 5 and mode 0 a displacement follows. */
 		size++;
@@ -44,7 +49,7 @@ bool pg_call_ends(const uint8_t *code, size_t size)
 		const uint8_t *at = end - length;
 
 		if (at[0] == GROUP_5 && (at[1] >> 3 & 7) == GROUP_5_CALL &&
-		    (length > 2 || at[1] >> 6 == 3) && group_5_size(at) == length)
+		    group_5_size(at, length) == length)
 			return true;
 	}
 	return false;
