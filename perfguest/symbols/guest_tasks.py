@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of the guest's threads each record belongs to, and which reading of its process says what was mapped then.
 
-The record itself carries the thread, read at the sample's moment. Of records from before the module was told where the guest keeps its tasks,
-those of the guest's user mode are given the process whose page table was loaded, if that process is known to have lived before and after.
+The record itself carries the thread, read at the sample's moment. Records from before the module was told where the guest keeps its tasks are given, if a
+user program or the kernel for one was running, the process whose page table was loaded: if it is known to have lived before and after, with its number; else,
+if the program stood in code where that process has code, with its mappings and name alone. No two address spaces are alike by chance, as the kernel places
+them at random, but a child that has not called exec has its parent's.
 """
 
 from __future__ import annotations
@@ -68,16 +70,21 @@ def guest_tasks(records: GuestSamples, vm: I32, pids: Sequence[int], snapshot: G
         page_table = np.where(flags & np.uint64(FLAG_CR3), cr3, 0).astype(np.uint64)
         readings = _Readings(snapshot.processes, pids)
         identity = readings.identity(vm, known, tgid, tid, start)
-        guessed = ~known & ((flags & np.uint64(FLAG_USER)) != 0) & (page_table != 0)
+        of_program, user_ip = _user_places(records, flags)
+        unknown = ~known & of_program & (page_table != 0)
+        guessed = unknown.copy()
         readings.guess(identity, guessed, vm, page_table, time)
         process = readings.at(identity, page_table, time)
         # Of a thread, the process is known by the page table too.
         identity[(process < 0) & known & (tid != tgid)] = -1
         guessed &= process >= 0
         pid[guessed] = readings.tgid[process[guessed]]
+        rest = np.flatnonzero(unknown & (process < 0))
+        process[rest] = readings.find_by_code(vm[rest], page_table[rest], user_ip[rest], time[rest])
         cgroup, cgroups = readings.cgroup_of(identity)
+        named = unknown & (process >= 0)
         comm = comm.copy()
-        comm[guessed] = len(comms) + process[guessed].astype(np.int32)
+        comm[named] = len(comms) + process[named].astype(np.int32)
         comms = [*comms, *(_text(one.comm, _MAX_COMM) for one in snapshot.processes)]
     # The reading of the process tells all; where there is none the page table has to.
     first, space = distinct(vm, process, pid, np.where(known, start, 0), np.where(process >= 0, 0, cr3))
@@ -120,6 +127,16 @@ def _running(records: GuestSamples) -> tuple[npt.NDArray[np.bool_], I32, I32, U6
     # A process's number fits 22 bits; what does not was read from somewhere else.
     known &= (tgid < 1 << 30) & (tid < 1 << 30)
     return known, tgid.astype(np.int32), tid.astype(np.int32), records.column("task_start", np.uint64), np.where(known, comm, -1).astype(np.int32), comms
+
+
+def _user_places(records: GuestSamples, flags: U64) -> tuple[npt.NDArray[np.bool_], U64]:
+    """Of each record whether it hit a user program or the kernel while it ran for one, and where the program stood, else 0."""
+    user = (flags & np.uint64(FLAG_USER)) != 0
+    place = np.where(user, records.column("ip", np.uint64), np.uint64(0))
+    below = records.user_registers
+    place[below.row] = below.registers[:, 16]
+    user[below.row] = True
+    return user, place
 
 
 def _text(raw: bytes, most: int) -> str:
@@ -188,6 +205,33 @@ class _Readings:
             fitting[mine & (found != one)] += 1
             found[mine] = one
         identity[asked] = np.where(fitting == 1, found, -1)
+
+    def find_by_code(self, vm: I32, cr3: U64, ip: U64, time: I64) -> I64:
+        """For each record the first reading after it, else the last one before, of its page table that has code at ``ip``; -1 where there is none."""
+        by_table: dict[tuple[int, int], list[int]] = {}
+        for row in np.argsort(self._time, kind="stable").tolist():
+            if self._cr3[row]:
+                for table in {int(self._cr3[row]), int(self._cr3[row] | _USER_TABLE)}:
+                    by_table.setdefault((int(self.vm[row]), table), []).append(row)
+        found = np.full(len(vm), -1, np.int64)
+        first, kind = distinct(vm, cr3)
+        for number, one in enumerate(first.tolist()):
+            mine = np.flatnonzero(kind == number)
+            rows = by_table.get((int(vm[one]), int(cr3[one])), [])
+            for row in rows:
+                inside = mine[self._has_code(row, ip[mine])]
+                found[inside] = row
+                mine = mine[(found[mine] != row) | (time[mine] > int(self._time[row]))]
+        return found
+
+    def _has_code(self, row: int, addresses: U64) -> npt.NDArray[np.bool_]:
+        bounds = sorted((one.start, one.end) for one in self._processes[row].mappings if one.executable and one.start < one.end)
+        if not bounds:
+            return np.zeros(len(addresses), bool)
+        start, end = np.array(bounds, np.uint64).T
+        at = np.searchsorted(start, addresses, "right") - 1
+        result: npt.NDArray[np.bool_] = (at >= 0) & (addresses < end[np.maximum(at, 0)])
+        return result
 
     def at(self, identity: I64, cr3: U64, time: I64) -> I64:
         """The reading that held: of those with this page table (an exec makes a new one) the last one before, else the first one after."""

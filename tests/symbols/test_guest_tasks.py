@@ -10,32 +10,46 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfguest.formats.guest_snapshot import GuestSnapshot
-from perfguest.formats.guest_stream import Chains, Copies, GuestSamples
+from perfguest.formats.guest_stream import Chains, Copies, GuestSamples, UserRegisters
 from perfguest.proto import guest_pb2 as pb
 from perfguest.symbols.guest_tasks import FLAG_CR3, FLAG_TASK, GuestTasks, guest_tasks
 
-FIELDS = [("time", "<u8"), ("flags", "<u8"), ("cr3", "<u8"), ("task_pid", "<u4"), ("task_tgid", "<u4"), ("task_start", "<u8"), ("task_comm", "S16")]
+FIELDS = [
+    ("time", "<u8"),
+    ("flags", "<u8"),
+    ("ip", "<u8"),
+    ("cr3", "<u8"),
+    ("task_pid", "<u4"),
+    ("task_tgid", "<u4"),
+    ("task_start", "<u8"),
+    ("task_comm", "S16"),
+]
 USER = 1
 PIDS = [42, 43]
 A, B = 0x10000, 0x20000
 
 
-def tasks(rows: list[tuple[int, int, int, int, int, int, bytes]], processes: list[pb.Process], vm: int = 0) -> GuestTasks:
-    """``rows``: (time, flags, cr3, tid, tgid, start, comm)."""
+def tasks(
+    rows: list[tuple[int, int, int, int, int, int, int, bytes]], processes: list[pb.Process], vm: int = 0, below: dict[int, int] | None = None
+) -> GuestTasks:
+    """``rows``: (time, flags, ip, cr3, tid, tgid, start, comm); ``below``: of rows in the kernel, where the user program stood."""
     none = Chains(np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.uint64), np.zeros(len(rows), np.int32))
     copies = Copies(none.start, np.zeros(0, np.uint8), none.address, none.start[:0], none.start[:0], none.end[:0])
-    samples = GuestSamples(np.array(rows, np.dtype(FIELDS)), none, none, copies)
+    registers = np.zeros((len(below or {}), 17), np.uint64)
+    registers[:, 16] = list((below or {}).values())
+    users = UserRegisters(np.array(list(below or {}), np.int64), registers, np.ones(len(registers), bool))
+    samples = GuestSamples(np.array(rows, np.dtype(FIELDS)), none, none, copies, users)
     return guest_tasks(samples, np.full(len(rows), vm, np.int32), PIDS, GuestSnapshot(Path("/nowhere"), processes=processes))
 
 
 def known(
     time: int, cr3: int, tgid: int = 5, start: int = 100, *, tid: int | None = None, comm: bytes = b"worker"
-) -> tuple[int, int, int, int, int, int, bytes]:
-    return time, FLAG_TASK | FLAG_CR3 | USER, cr3, tgid if tid is None else tid, tgid, start, comm
+) -> tuple[int, int, int, int, int, int, int, bytes]:
+    return time, FLAG_TASK | FLAG_CR3 | USER, 0, cr3, tgid if tid is None else tid, tgid, start, comm
 
 
-def unknown(time: int, cr3: int, flags: int = USER) -> tuple[int, int, int, int, int, int, bytes]:
-    return time, FLAG_CR3 | flags, cr3, 0, 0, 0, b""
+def unknown(time: int, cr3: int, flags: int = USER, ip: int = 0) -> tuple[int, int, int, int, int, int, int, bytes]:
+    return time, FLAG_CR3 | flags, ip, cr3, 0, 0, 0, b""
 
 
 def process(time: int, cr3: int, tgid: int = 5, start: int = 100, *, cgroup: bytes = b"") -> pb.Process:
@@ -101,16 +115,49 @@ def test_two_that_fit_are_none() -> None:
     assert found.process[0] == -1 and found.pid[0] == -1
 
 
+def test_the_kernel_for_a_program_is_of_its_process() -> None:
+    found = tasks([unknown(1500, A, 0), unknown(1500, A, 0), known(3000, A)], [process(1000, A), process(2000, B, 7, 1990)], below={1: 0x400010})
+    assert found.process.tolist() == [-1, 0, 0] and found.pid.tolist() == [-1, 5, 5]
+
+
+def with_code(one: pb.Process, *ranges: tuple[int, int], executable: bool = True) -> pb.Process:
+    for start, end in ranges:
+        one.mappings.add(start=start, end=end, executable=executable)
+    return one
+
+
+def test_code_tells_the_mappings_of_who_may_not_have_lived() -> None:
+    """Nobody has been seen to start: the process may be a minute old, or as old as its reading. A child of its, before an exec, would look the same."""
+    code, other = (0x400000, 0x500000), (0x7F0000000000, 0x7F0000100000)
+    rows = [unknown(1500, A, ip=0x400010), unknown(1500, A, 0), unknown(1500, A | 0x1000, ip=0x500000), unknown(1500, B, ip=0x400010), unknown(1500, A)]
+    found = tasks(rows, [with_code(process(5000, A, start=10), code, other)], below={1: other[0] + 5})
+    assert found.process.tolist() == [0, 0, -1, -1, -1]
+    assert found.pid.tolist() == [-1] * 5 and found.cgroup.tolist() == [-1] * 5
+    assert [found.comms[one] for one in found.comm[:2].tolist()] == ["main", "main"] and set(found.comm[2:].tolist()) == {-1}
+    data = with_code(process(5000, A, start=10), code, executable=False)
+    assert tasks(rows, [data]).process.tolist() == [-1] * 5
+
+
+def test_of_readings_with_the_code_the_next_one_counts_else_the_last() -> None:
+    readings = [with_code(process(time, A, tgid, time - 10), (0x400000, 0x500000)) for time, tgid in ((9000, 7), (5000, 5), (7000, 6))]
+    found = tasks([unknown(time, A, ip=0x400010) for time in (1500, 6000, 9500)], readings)
+    assert found.process.tolist() == [1, 2, 0] and found.pid.tolist() == [-1] * 3
+
+
 U64 = st.integers(0, 2**64 - 1) | st.sampled_from([0, A, 100])
+MAPPINGS = st.lists(st.builds(pb.Mapping, start=U64, end=U64, executable=st.just(True)), max_size=3)
 U32 = st.integers(0, 2**32 - 1) | st.sampled_from([0, 5])
+PROCESSES = st.builds(pb.Process, mappings=MAPPINGS, vm_pid=st.just(42) | U32, time=U64, cr3=U64, tgid=U32, start_time=U64, comm=st.binary(max_size=20))
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 2**63 - 1), U64, U64, U32, U32, U64, st.binary(max_size=16)), max_size=6),
-    st.lists(st.builds(pb.Process, vm_pid=st.just(42) | U32, time=U64, cr3=U64, tgid=U32, start_time=U64, comm=st.binary(max_size=20)), max_size=5),
+    st.lists(st.tuples(st.integers(0, 2**63 - 1), U64, U64, U64, U32, U32, U64, st.binary(max_size=16)), max_size=6),
+    st.lists(
+        st.builds(pb.Process, mappings=MAPPINGS, vm_pid=st.just(42) | U32, time=U64, cr3=U64, tgid=U32, start_time=U64, comm=st.binary(max_size=20)), max_size=5
+    ),
 )
-def test_hostile_tasks_break_nothing(rows: list[tuple[int, int, int, int, int, int, bytes]], processes: list[pb.Process]) -> None:
+def test_hostile_tasks_break_nothing(rows: list[tuple[int, int, int, int, int, int, int, bytes]], processes: list[pb.Process]) -> None:
     found = tasks(rows, processes)
     assert found.process.max(initial=-1) < len(processes) and found.comm.max(initial=-1) < max(len(found.comms), 1)
     assert len(found.space_vm) == len(found.space_process) == len(found.space_id)
