@@ -36,8 +36,7 @@ demo: module native
 
 # Guests of the oldest kernel, of 6.1 and of the newest, which are fetched at first use.
 test: lint
-	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -m "not changing" --ignore=tests/unwind
-	$(PYTHON) -m pytest tests/unwind
+	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -m "not changing"
 
 # Part of `make test`, there with fifty rounds.
 storm: native
@@ -55,7 +54,7 @@ guests: native
 changing: native
 	$(PYTHON) -m pytest -v -s -m changing
 
-# Part of `make test`, there with the kernel in /boot alone.
+# Part of `make test`.
 stacks: native
 	kernels="$(GUEST_KERNELS)" && kernels="$${kernels:-$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3)}" && [ -n "$$kernels" ] && \
 		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/unwind

@@ -28,6 +28,8 @@ _MAX_MODULES = 4096
 _MAX_MAPPINGS = 1 << 18
 _MAX_PATH = 4096
 _MAX_COMM = 16
+_MAX_PID = 1 << 22
+_MAX_OWNERS = 256
 _MAX_BUILD_ID = 64
 _MAX_PERF_MAP = 32 << 20
 _MAX_TEXT = 1000
@@ -100,6 +102,15 @@ def check_binary(binary: pb.Binary, budget: int) -> int:
     total = sum(len(run.data) for run in binary.pages)
     _check(total <= budget + _PAGE, "more of a binary than was asked for")
     return total
+
+
+def check_owners(value: Any) -> list[tuple[int, int]]:
+    """``value``: what JSON holds. (tgid, start) of processes."""
+    _check(isinstance(value, list) and len(value) <= _MAX_OWNERS, "impossible processes")
+    for one in value:
+        _check(isinstance(one, list) and len(one) == 2 and all(type(number) is int for number in one), "a process that is none")
+        _check(0 < one[0] < _MAX_PID and 0 <= one[1] < _U64, "an impossible process")
+    return [(tgid, start) for tgid, start in value]
 
 
 def check_layout(value: Any) -> TaskLayout | None:

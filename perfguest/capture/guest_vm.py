@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perfguest.capture.debugfs import TaskLayout
-from perfguest.capture.guest_check import check_binary, check_kernel, check_layout, check_module_text, check_process, check_vm_kernel, parse
+from perfguest.capture.guest_check import check_binary, check_kernel, check_layout, check_module_text, check_owners, check_process, check_vm_kernel, parse
 from perfguest.capture.guest_modules import ModuleTexts, ModuleWatch
 from perfguest.capture.guest_reader import Message, ReaderProcess
 from perfguest.capture.guest_store import GuestStore
@@ -74,6 +74,8 @@ class GuestVm:
         self._with_processes = with_processes
         self._record: VmRecord | None = None
         self._hints: dict[int, bool] = {}
+        # Page tables of samples from before the module knew the running tasks.
+        self._orphans: list[int] = []
         self._la57 = False
         self._ready = False
         self._open = False
@@ -154,7 +156,7 @@ class GuestVm:
     def end(self) -> None:
         """Sampling has ended: there will be nothing new."""
         if self._open and self._record is not None:
-            self._modules.end(max(self._when, self._record.time))
+            self._modules.end(self._last_time())
 
     def finish(self) -> None:
         """Ends it; what is not there yet will not be."""
@@ -187,6 +189,7 @@ class GuestVm:
         # A guest that does nothing but change its kernel is not to keep the host busy.
         self._again_at = time.monotonic() + min(60.0, 0.1 * self._reboots**2)
         self._hints.clear()
+        self._orphans = []
         self.tasks.forget()
         if self.reader and self.reader.busy:
             # Its answer would be of what no longer is.
@@ -226,6 +229,9 @@ class GuestVm:
             }
         )
 
+    def _last_time(self) -> int:
+        return max(self._when, self._record.time if self._record else 0)
+
     def _identity(self, when: int) -> dict[str, Any]:
         return {"vm_pid": self.pid, "vm_id": self.vm_id, "time": when}
 
@@ -236,12 +242,16 @@ class GuestVm:
                 self._modules.asked()
             elif request["do"] == "text":
                 self._texts.asked()
+            elif request["do"] == "owners":
+                self._orphans = []
             self.tasks.begin(request)
             self.reader.ask(request)
 
     def _next(self) -> dict[str, Any] | None:
         if not self._open:
             return None
+        if self._orphans:
+            return {**self._identity(self._last_time()), "do": "owners", "tables": self._orphans}
         request = self._modules.request() or (self.tasks.next_request() if self._with_processes else None) or self._texts.request()
         return {**self._identity(request.get("time", 0)), **request} if request else None
 
@@ -318,7 +328,7 @@ class GuestVm:
         text = event.module_text
         check_module_text(text, self._asked["address"], self._asked["size"])
         if self._vm_kernel:
-            text.vm_pid, text.vm_id, text.time, text.lstar = self.pid, self.vm_id, self._when, self._vm_kernel.lstar
+            text.vm_pid, text.vm_id, text.time, text.lstar = self.pid, self.vm_id, self._last_time(), self._vm_kernel.lstar
             self._store.event(event)
 
     def _take_done(self, value: dict[str, Any]) -> None:
@@ -326,6 +336,9 @@ class GuestVm:
         failed = str(value.get("failed", ""))[:1000]
         if asked.get("do") == "open":
             self._opened(value, failed)
+        elif asked.get("do") == "owners" and not failed:
+            for tgid, start in check_owners(value.get("owners")):
+                self.tasks.saw_task(TaskSeen(self.vm_id, tgid, start, b"", asked["time"]))
         elif asked.get("do") == "process":
             self.tasks.end_process(gone=not failed and not value.get("found"))
             if failed:
@@ -370,6 +383,7 @@ class GuestVm:
         self.state.release = str(value.get("release", ""))[:100]
         if layout and self._with_processes:
             self._tell_tasks(layout)
+            self._orphans = list(self._hints)
 
     def _tell_tasks(self, layout: TaskLayout) -> None:
         try:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -16,10 +16,12 @@ from perfguest.guest.memory import GuestFault
 from perfguest.guest.view import Exhausted, View
 from perfguest.proto import guest_pb2
 
-__all__ = ["LiveProcess", "files", "inspect", "read_all_processes", "read_process", "signature"]
+__all__ = ["LiveProcess", "files", "inspect", "owners", "read_all_processes", "read_process", "signature"]
 
 MAX_PERF_MAP = 16 << 20
 _ATTEMPTS = 3
+# With page-table isolation the page table of user mode is the second of two pages.
+_USER_TABLE = 0x1000
 
 T = TypeVar("T")
 
@@ -71,6 +73,23 @@ def signature(kernel: LiveKernel, tgid: int, start_time: int | None = None) -> t
         return None if task is None else _signature(view, task)
     except GuestFault:
         return None
+
+
+def owners(kernel: LiveKernel, tables: Iterable[int]) -> list[tuple[int, int]]:
+    """(tgid, start in ns of the guest's boot clock) of the processes whose page tables these are (CR3, with the second one of page-table isolation too).
+    Ends where reading takes too long. Raises GuestUnreadable if the guest's memory makes no sense of its processes."""
+    wanted = {table & ~_USER_TABLE for table in tables} | set(tables)
+    found: list[tuple[int, int]] = []
+    view = View(kernel)
+    try:
+        for tgid, task in tasks.all_processes(view):
+            if (mm := tasks.memory_of(view, task)) and view.physical(view.get(mm, "mm_struct", "pgd")) in wanted:
+                found.append((tgid, tasks.start_time(view, task)))
+    except Exhausted:
+        return found
+    except GuestFault as error:
+        raise GuestUnreadable(error.message) from error
+    return found
 
 
 def read_all_processes(kernel: LiveKernel) -> list[guest_pb2.Process]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _KEPT_PROCESSES = 512
 #: Kernels' tables that are asked for at one opening: the guest says which it might run.
 _MOST_ASKED = 4
+_MOST_OWNERS = 256
 
 
 class _Guest:
@@ -121,6 +122,12 @@ class _Guest:
         self._send(wire.frame(Kind.EVENT, pb.GuestEvent(module_text=text).SerializeToString()))
         return {}
 
+    def owners(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Says which processes have these page tables."""
+        from perfguest.guest import processes
+
+        return {"owners": processes.owners(self._kernel, request["tables"])[:_MOST_OWNERS]}
+
     def process(self, request: dict[str, Any]) -> dict[str, Any]:
         """Sends the process and gives the keys of its files, or nothing if it is gone."""
         from perfguest.guest import processes
@@ -159,7 +166,15 @@ class _Guest:
         if self._kernel is None and request["do"] not in {"open", "tables"}:
             return {"failed": "its kernel is not open"}
         try:
-            methods = {"open": self.open, "tables": self.tables, "modules": self.modules, "text": self.text, "process": self.process, "binary": self.binary}
+            methods = {
+                "open": self.open,
+                "tables": self.tables,
+                "modules": self.modules,
+                "text": self.text,
+                "owners": self.owners,
+                "process": self.process,
+                "binary": self.binary,
+            }
             return methods[request["do"]](request)
         except PerfguestError as error:
             return {"failed": error.message}

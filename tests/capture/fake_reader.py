@@ -129,6 +129,10 @@ class Reader:
         self.message(Kind.EVENT, pb.GuestEvent(module_text=pb.ModuleText(address=request["address"], size=len(code), packed=zlib.compress(code))))
         self.done()
 
+    def owners(self, request: dict[str, Any]) -> None:
+        found = {"knows owners": [[7, 100]], "too many owners": [[7, 100]] * 1000, "owners of a kind": [["7", 100]]}.get(self.mode, [])
+        self.done(owners=found if request["tables"] == [0x1000] else [])
+
     def process(self, request: dict[str, Any]) -> None:
         if self.mode == "dies at 666" and request["tgid"] == 666:
             os.kill(os.getpid(), signal.SIGSEGV)

@@ -141,6 +141,23 @@ def test_kernel_that_changes_is_read_again_and_its_tasks_forgotten(reading: Call
     assert [(each.lstar, each.time) for each in run.snapshot.kernels] == [(_LSTAR, 1000), (_LSTAR + 0x2000000, 5000)]
 
 
+def test_processes_of_samples_without_a_task_are_found_by_their_page_tables(reading: Callable[..., Reading]) -> None:
+    """As of a recording that has ended before its kernel was open."""
+    run = reading("knows owners")
+    run.guests.observe(_VM)
+    assert run.end() == ["web: Linux 6.1.0, 1 process, 2 binaries (16.4 kB) from its memory"]
+    assert [(one.tgid, one.start_time, one.comm) for one in run.snapshot.processes] == [(7, 100, b"c7")]
+
+
+@pytest.mark.parametrize(("mode", "words"), [("too many owners", "impossible processes"), ("owners of a kind", "a process that is none")])
+def test_owners_are_checked(reading: Callable[..., Reading], mode: str, words: str) -> None:
+    run = reading(mode)
+    run.guests.observe(_VM)
+    (line,) = run.end()
+    assert words in line
+    assert not run.snapshot.processes
+
+
 def test_module_that_is_hit_is_read(reading: Callable[..., Reading]) -> None:
     """A reading for each page that nothing explains, and none for what is known; what the reader says of the kernel itself does not count."""
     run = reading("loads a module")

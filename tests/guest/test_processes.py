@@ -105,6 +105,16 @@ def test_all_processes_are_as_the_guests_proc_has_them(running: Running, finding
     findings.note(running.kernel.release, processes=str(len(steady)), mappings=f"{count:,}")
 
 
+def test_processes_are_found_by_their_page_tables(running: Running) -> None:
+    everyone = {(process.tgid, process.start_time): process.cr3 for process in processes.read_all_processes(running.kernel)}
+    mine = {owner: cr3 for owner, cr3 in everyone.items() if owner[0] in running.pids.values()}
+    assert len(mine) > 2
+    assert all(mine.values())
+    for tables in (set(mine.values()), {cr3 | 0x1000 for cr3 in mine.values()}):
+        assert set(processes.owners(running.kernel, {*tables, 0x7FFF000})) == set(mine)
+    assert processes.owners(running.kernel, {0x7FFF000}) == []
+
+
 def test_names_that_the_puzzle_makes(running: Running) -> None:
     process = processes.inspect(running.kernel, running.pids["maps"])
     assert process is not None

@@ -118,8 +118,9 @@ def test_kernel_tasks_process_and_its_files(guest: EmulatedGuest, host: FakeHost
     stored = snapshot.kernel(kernel.kernel)
     assert stored
     assert stored.release == guest.release
-    (process,) = snapshot.processes
-    assert (process.vm_pid, process.vm_id, process.time, process.tgid, process.comm) == (500, 1, 4321, pid, b"sleep")
+    # Whose page table the first sample had may have been read, too.
+    (process,) = [one for one in snapshot.processes if one.tgid == pid]
+    assert (process.vm_pid, process.vm_id, process.time, process.comm) == (500, 1, 4321, b"sleep")
     (key,) = {mapping.binary for mapping in process.mappings if mapping.path == b"/bin/busybox" and mapping.executable}
     binary = snapshot.binary(key)
     assert binary
@@ -128,7 +129,7 @@ def test_kernel_tasks_process_and_its_files(guest: EmulatedGuest, host: FakeHost
     assert all(run.data == busybox[run.address : run.address + len(run.data)] for run in binary.pages)
     assert sum(len(run.data) for run in binary.pages) > len(busybox) // 2
     (line,) = [line for line in lines if line.startswith("web: ")]
-    assert re.match(rf"web: Linux {re.escape(guest.release)}, 1 process, \d+ binar(y|ies) \(.*\) from its memory", line)
+    assert re.match(rf"web: Linux {re.escape(guest.release)}, [12] process(es)?, \d+ binar(y|ies) \(.*\) from its memory", line)
 
 
 def test_module_that_is_loaded_during_the_recording(guest: EmulatedGuest, host: FakeHost, tmp_path: Path) -> None:
