@@ -96,7 +96,8 @@ class GuestVm:
         if before and (before.lstar != record.lstar or _ram(before) != _ram(record)) and (self._openings or self._open):
             self._begin_again()
 
-    def saw_page_tables(self, hints: dict[int, bool], la57: bool) -> None:
+    def saw_page_tables(self, hints: dict[int, bool], la57: bool, when: int) -> None:
+        self._when = when
         self._la57 = self._la57 or la57
         for cr3, of_kernel in hints.items():
             of_kernel = self._hints.pop(cr3, False) or of_kernel  # noqa: PLW2901 - known once is known
@@ -113,7 +114,6 @@ class GuestVm:
             self.tasks.saw_hits(tgid, page, count, when)
 
     def saw_code(self, pages: set[int], when: int) -> None:
-        self._when = when
         self._modules.saw(pages, when)
 
     # What is done about it.

@@ -188,7 +188,7 @@ class Guests:
             for record in seen.vms:
                 self._vm(record.vm_id).saw_record(record)
             for vm_id, hints in seen.hints.items():
-                self._vm(vm_id).saw_page_tables(hints, vm_id in seen.la57)
+                self._vm(vm_id).saw_page_tables(hints, vm_id in seen.la57, seen.time)
             for task in seen.new:
                 self._vm(task.vm_id).saw_task(task)
             for vm_id, pages in seen.code.items():

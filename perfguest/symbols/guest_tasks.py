@@ -30,6 +30,8 @@ FLAG_CR3, FLAG_TASK = 1 << 9, 1 << 12
 _CR3_ADDRESS = np.uint64(0x000FFFFFFFFFF000)
 # With page-table isolation the page table of user mode is the second of two pages.
 _USER_TABLE = np.uint64(0x1000)
+# No clock runs so long, nor are two so far apart; in nanoseconds.
+_UNKNOWN = 1 << 62
 _MAX_COMM = 16
 _MAX_PATH = 4096
 
@@ -72,8 +74,9 @@ def guest_tasks(records: GuestSamples, vm: I32, pids: Sequence[int], snapshot: G
         identity = readings.identity(vm, known, tgid, tid, start)
         of_program, user_ip = _user_places(records, flags)
         unknown = ~known & of_program & (page_table != 0)
-        guessed = unknown.copy()
-        readings.guess(identity, guessed, vm, page_table, time)
+        guessed, rows = unknown.copy(), np.flatnonzero(unknown)
+        lives = readings.lives(identity, time, _clock_distance(len(pids), vm[known], start[known], time[known]))
+        identity[rows] = readings.living(lives, vm[rows], page_table[rows], time[rows])
         process = readings.at(identity, page_table, time)
         # Of a thread, the process is known by the page table too.
         identity[(process < 0) & known & (tid != tgid)] = -1
@@ -139,6 +142,15 @@ def _user_places(records: GuestSamples, flags: U64) -> tuple[npt.NDArray[np.bool
     return user, place
 
 
+def _clock_distance(vms: int, vm: I32, start: U64, time: I64) -> I64:
+    """By VM: what the host's clock has more than the guest's boot clock, at most, as the youngest thread says that ran; the last one is for no VM.
+    ``start``, ``time``: of records that have their thread."""
+    distance = np.full(vms + 1, _UNKNOWN, np.int64)
+    told = (vm >= 0) & (start > 0) & (start < np.uint64(_UNKNOWN))
+    np.minimum.at(distance, vm[told], time[told] - start[told].astype(np.int64))
+    return distance
+
+
 def _text(raw: bytes, most: int) -> str:
     return raw.split(b"\0", 1)[0][:most].decode("utf-8", "replace")
 
@@ -182,29 +194,26 @@ class _Readings:
         result[rows] = np.where(fits & ((tid[rows] != tgid[rows]) | (own[:, 2] == start[rows])), before, -1)
         return result
 
-    def guess(self, identity: I64, guessed: npt.NDArray[np.bool_], vm: I32, cr3: U64, time: I64) -> None:
-        """Gives an identity to the records in ``guessed``: the one process of their page table that lived all around their time."""
-        asked = np.flatnonzero(guessed)
-        if not len(asked):
-            return
-        count = len(self._keys)
-        # The guest's boot clock runs as the host's does; how far they are apart is at most what any process says that was read after it started.
-        distance = np.full(int(self.vm.max(initial=-1)) + 2, np.iinfo(np.int64).max, np.int64)
-        started = (self._start < np.uint64(1 << 62)) & (self._time < np.uint64(1 << 62)) & (self._start > 0)
-        np.minimum.at(distance, self.vm[started], self._time[started].astype(np.int64) - self._start[started].astype(np.int64))
-        last = np.zeros(count, np.int64)
+    def lives(self, identity: I64, time: I64, distance: I64) -> tuple[I64, I64]:
+        """Times between which each reading's process surely lived, by the host's clock. ``identity``, ``time``: of records; ``distance``: by VM, of clocks."""
+        started = (self._start < np.uint64(_UNKNOWN)) & (self._time < np.uint64(_UNKNOWN)) & (self._start > 0) & (distance[self.vm] < _UNKNOWN)
+        born = np.where(started, self._start.astype(np.int64) + np.where(started, distance[self.vm], 0), _UNKNOWN)
+        last = np.zeros(len(self._keys), np.int64)
         np.maximum.at(last, self._identity[started], self._time[started].astype(np.int64))
         seen = identity >= 0
         np.maximum.at(last, identity[seen], time[seen])
-        fitting, found = np.zeros(len(asked), np.int64), np.full(len(asked), -1, np.int64)
-        vm, cr3, time = vm[asked], cr3[asked], time[asked]
-        for row in np.flatnonzero(started & (self.vm >= 0) & (self._cr3 != 0)).tolist():
-            born = int(self._start[row]) + int(distance[self.vm[row]])
+        return born, last[self._identity]
+
+    def living(self, lives: tuple[I64, I64], vm: I32, cr3: U64, time: I64) -> I64:
+        """For each record the identity of the one process of its page table that lived all around its time, or -1. ``lives``: what :meth:`lives` gave."""
+        fitting, found = np.zeros(len(vm), np.int64), np.full(len(vm), -1, np.int64)
+        born, last = lives
+        for row in np.flatnonzero((born < _UNKNOWN) & (self.vm >= 0) & (self._cr3 != 0)).tolist():
             one = self._identity[row]
-            mine = (vm == self.vm[row]) & _same_table(cr3, self._cr3[row]) & (time >= born) & (time <= last[one])
+            mine = (vm == self.vm[row]) & _same_table(cr3, self._cr3[row]) & (time >= born[row]) & (time <= last[row])
             fitting[mine & (found != one)] += 1
             found[mine] = one
-        identity[asked] = np.where(fitting == 1, found, -1)
+        return np.where(fitting == 1, found, -1)
 
     def find_by_code(self, vm: I32, cr3: U64, ip: U64, time: I64) -> I64:
         """For each record the first reading after it, else the last one before, of its page table that has code at ``ip``; -1 where there is none."""

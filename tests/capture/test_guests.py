@@ -109,7 +109,7 @@ def test_process_is_read_again_at_a_new_name_and_at_unknown_code(reading: Callab
     run = reading("works")
     run.guests.observe(_VM)
     run.guests.observe(_task(7))
-    run.wait(lambda: run.told)
+    run.wait(lambda: (run.directory / "events").exists() and len(run.snapshot.processes) == 1)
     run.guests.observe(_task(7, b"other"))
     run.wait(lambda: (run.directory / "events").exists() and len(run.snapshot.processes) == 2)
     # Known code asks nothing. Unknown code does, once the pause is over.

@@ -101,23 +101,23 @@ def test_cgroups_are_those_of_the_process() -> None:
 
 
 def test_records_from_before_the_module_knew_are_given_who_lived_all_the_time() -> None:
-    """The guest's clock is at most 10 behind, as its second process says: so the first one was there at 110."""
+    """The guest's clock is at most 10 behind, as a second process says: so the first one was there at 110."""
     early = [unknown(1500, A), unknown(1500, B), unknown(1500, A, 0), unknown(105, A), unknown(9000, A)]
-    found = tasks([*early, known(3000, A)], [process(1000, A), process(2000, A + 0x100000, tgid=7, start=1990)])
+    found = tasks([*early, known(3000, A), known(2000, B, 7, 1990)], [process(1000, A)])
     # Not of the kernel's mode, where another thread may borrow the table; not before it lived; not after it was last seen.
-    assert found.process.tolist() == [0, -1, -1, -1, -1, 0]
-    assert found.pid.tolist() == [5, -1, -1, -1, -1, 5] and found.tid[0] == -1
+    assert found.process.tolist() == [0, -1, -1, -1, -1, 0, -1]
+    assert found.pid.tolist() == [5, -1, -1, -1, -1, 5, 7] and found.tid[0] == -1
     assert found.comms[found.comm[0]] == "main"
 
 
 def test_two_that_fit_are_none() -> None:
-    found = tasks([unknown(1500, A), known(3000, A), known(3000, A, 9, 50)], [process(1000, A), process(1000, A, 9, 50)])
+    found = tasks([unknown(1500, A), known(3000, A), known(3000, A, 9, 50), known(2000, B, 7, 1990)], [process(1000, A), process(1000, A, 9, 50)])
     assert found.process[0] == -1 and found.pid[0] == -1
 
 
 def test_the_kernel_for_a_program_is_of_its_process() -> None:
-    found = tasks([unknown(1500, A, 0), unknown(1500, A, 0), known(3000, A)], [process(1000, A), process(2000, B, 7, 1990)], below={1: 0x400010})
-    assert found.process.tolist() == [-1, 0, 0] and found.pid.tolist() == [-1, 5, 5]
+    found = tasks([unknown(1500, A, 0), unknown(1500, A, 0), known(3000, A), known(2000, B, 7, 1990)], [process(1000, A)], below={1: 0x400010})
+    assert found.process.tolist() == [-1, 0, 0, -1] and found.pid.tolist() == [-1, 5, 5, 7]
 
 
 def with_code(one: pb.Process, *ranges: tuple[int, int], executable: bool = True) -> pb.Process:
