@@ -187,6 +187,19 @@ def test_threads_and_programs_come_out_of_the_guests_memory(recorded: Recorded, 
     assert mine.sum() > 100 and whole >= 0.99 * mine.sum()
 
 
+def test_samples_from_before_the_kernel_was_known_have_their_programs(unaided: Profile) -> None:
+    """But of processes that were gone when the kernel was open: the workload's commands live for moments."""
+    samples = unaided.samples
+    guest = np.isin(samples.mode, [Mode.GUEST_KERNEL, Mode.GUEST_USER])
+    early = guest & (np.cumsum(samples.guest_tid >= 0) == 0)
+    user = early & (samples.mode == Mode.GUEST_USER)
+    known = {unaided.strings[comm]: count for comm, count in Counter(samples.guest_comm[user].tolist()).items() if comm >= 0}
+    print(f"{early.sum()} guest samples before the kernel was known, {(samples.guest_comm[early] >= 0).mean():.1%} with their process; of user mode {known}")
+    assert user.sum() > 50
+    assert known["pg-truth"] > 0.2 * user.sum()
+    assert sum(known.values()) >= 0.6 * user.sum()
+
+
 def test_functions_of_programs_are_named_as_nm_has_them(host: Host, unaided: Profile) -> None:
     """With nothing given, from when the guest's kernel was known: all addresses in the guest's one program, which is not position-independent."""
     program = host.lab.guest_root / "bin/workload"
