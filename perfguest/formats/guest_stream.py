@@ -109,7 +109,7 @@ class GuestSamples:
             )
         return np.ascontiguousarray(self.fields[name]).astype(dtype)
 
-    def registers(self, rows: slice = slice(None)) -> U64:
+    def registers(self, rows: slice | I64 = slice(None)) -> U64:
         """uint64[n, 17] of the samples ``rows``: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15, RIP at the sample. Where a sample's flags lack
         :data:`FLAG_REGS`, only RIP is known and the others are 0. Raises :class:`FormatError` as :meth:`column` does."""
         part = replace(self, fields=self.fields[rows])

@@ -4,7 +4,7 @@
 The record itself carries the thread, read at the sample's moment. Records from before the module was told where the guest keeps its tasks are given, if a
 user program or the kernel for one was running, the process whose page table was loaded: if it is known to have lived before and after, with its number; else,
 if the program stood in code where that process has code, with its mappings and name alone. No two address spaces are alike by chance, as the kernel places
-them at random, but a child that has not called exec has its parent's.
+their parts at random (code of some programs excepted, and then it is the stack that tells), but a child that has not called exec has its parent's.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ FLAG_CR3, FLAG_TASK = 1 << 9, 1 << 12
 _CR3_ADDRESS = np.uint64(0x000FFFFFFFFFF000)
 # With page-table isolation the page table of user mode is the second of two pages.
 _USER_TABLE = np.uint64(0x1000)
+# Where registers stand among a sample's.
+_SP, _IP = 4, 16
+# What is mapped from here on is placed at random: position-independent programs, libraries, stacks (Documentation/arch/x86/x86_64/mm.rst, ELF_ET_DYN_BASE).
+# Below are programs at fixed addresses, and heaps of some run-time libraries. Without randomness a stack ends where user addresses do.
+_RANDOM, _STACK_END = 0x5000_0000_0000, 0x7FFF_FFFF_F000
 # No clock runs so long, nor are two so far apart; in nanoseconds.
 _UNKNOWN = 1 << 62
 _MAX_COMM = 16
@@ -72,8 +77,7 @@ def guest_tasks(records: GuestSamples, vm: I32, pids: Sequence[int], snapshot: G
         page_table = np.where(flags & np.uint64(FLAG_CR3), cr3, 0).astype(np.uint64)
         readings = _Readings(snapshot.processes, pids)
         identity = readings.identity(vm, known, tgid, tid, start)
-        of_program, user_ip = _user_places(records, flags)
-        unknown = ~known & of_program & (page_table != 0)
+        unknown = ~known & _of_program(records, flags) & (page_table != 0)
         guessed, rows = unknown.copy(), np.flatnonzero(unknown)
         lives = readings.lives(identity, time, _clock_distance(len(pids), vm[known], start[known], time[known]))
         identity[rows] = readings.living(lives, vm[rows], page_table[rows], time[rows])
@@ -83,7 +87,7 @@ def guest_tasks(records: GuestSamples, vm: I32, pids: Sequence[int], snapshot: G
         guessed &= process >= 0
         pid[guessed] = readings.tgid[process[guessed]]
         rest = np.flatnonzero(unknown & (process < 0))
-        process[rest] = readings.find_by_code(vm[rest], page_table[rest], user_ip[rest], time[rest])
+        process[rest] = readings.find_by_code(vm[rest], page_table[rest], _places(records, rest), time[rest])
         cgroup, cgroups = readings.cgroup_of(identity)
         named = unknown & (process >= 0)
         comm = comm.copy()
@@ -132,14 +136,22 @@ def _running(records: GuestSamples) -> tuple[npt.NDArray[np.bool_], I32, I32, U6
     return known, tgid.astype(np.int32), tid.astype(np.int32), records.column("task_start", np.uint64), np.where(known, comm, -1).astype(np.int32), comms
 
 
-def _user_places(records: GuestSamples, flags: U64) -> tuple[npt.NDArray[np.bool_], U64]:
-    """Of each record whether it hit a user program or the kernel while it ran for one, and where the program stood, else 0."""
-    user = (flags & np.uint64(FLAG_USER)) != 0
-    place = np.where(user, records.column("ip", np.uint64), np.uint64(0))
+def _of_program(records: GuestSamples, flags: U64) -> npt.NDArray[np.bool_]:
+    """Of each record whether it hit a user program, or the kernel while it ran for one."""
+    user: npt.NDArray[np.bool_] = (flags & np.uint64(FLAG_USER)) != 0
+    user[records.user_registers.row] = True
+    return user
+
+
+def _places(records: GuestSamples, rows: I64) -> U64:
+    """(2, n): IP and SP of the user programs of these records, in the order of the file."""
+    places = records.registers(rows)[:, [_IP, _SP]].T
     below = records.user_registers
-    place[below.row] = below.registers[:, 16]
-    user[below.row] = True
-    return user, place
+    at = np.minimum(np.searchsorted(below.row, rows), max(len(below.row) - 1, 0))
+    if len(below.row):
+        found = below.row[at] == rows
+        places[:, found] = below.registers[at[found]][:, [_IP, _SP]].T
+    return places
 
 
 def _clock_distance(vms: int, vm: I32, start: U64, time: I64) -> I64:
@@ -215,8 +227,9 @@ class _Readings:
             found[mine] = one
         return np.where(fitting == 1, found, -1)
 
-    def find_by_code(self, vm: I32, cr3: U64, ip: U64, time: I64) -> I64:
-        """For each record the first reading after it, else the last one before, of its page table that has code at ``ip``; -1 where there is none."""
+    def find_by_code(self, vm: I32, cr3: U64, places: U64, time: I64) -> I64:
+        """For each record the first reading after it, else the last one before, of its page table that has its code; -1 where there is none.
+        ``places``: (2, n), IP and SP."""
         by_table: dict[tuple[int, int], list[int]] = {}
         for row in np.argsort(self._time, kind="stable").tolist():
             if self._cr3[row]:
@@ -228,19 +241,21 @@ class _Readings:
             mine = np.flatnonzero(kind == number)
             rows = by_table.get((int(vm[one]), int(cr3[one])), [])
             for row in rows:
-                inside = mine[self._has_code(row, ip[mine])]
+                inside = mine[self._has_code(row, places[:, mine])]
                 found[inside] = row
                 mine = mine[(found[mine] != row) | (time[mine] > int(self._time[row]))]
         return found
 
-    def _has_code(self, row: int, addresses: U64) -> npt.NDArray[np.bool_]:
-        bounds = sorted((one.start, one.end) for one in self._processes[row].mappings if one.executable and one.start < one.end)
-        if not bounds:
-            return np.zeros(len(addresses), bool)
-        start, end = np.array(bounds, np.uint64).T
-        at = np.searchsorted(start, addresses, "right") - 1
-        result: npt.NDArray[np.bool_] = (at >= 0) & (addresses < end[np.maximum(at, 0)])
-        return result
+    def _has_code(self, row: int, places: U64) -> npt.NDArray[np.bool_]:
+        """Whether code is mapped at IP, and the mapping of that or of SP lies where no other program has one."""
+        mappings = self._processes[row].mappings
+        ip, sp = places
+        if any(one.path == b"[stack]" and one.end == _STACK_END for one in mappings):
+            # Nothing is placed at random there (ADDR_NO_RANDOMIZE, norandmaps).
+            return np.zeros(len(ip), bool)
+        by_chance = [one for one in mappings if one.start >= _RANDOM]
+        proven = _inside([one for one in by_chance if one.executable], ip) | _inside(by_chance, sp)
+        return proven & _inside([one for one in mappings if one.executable], ip)
 
     def at(self, identity: I64, cr3: U64, time: I64) -> I64:
         """The reading that held: of those with this page table (an exec makes a new one) the last one before, else the first one after."""
@@ -267,6 +282,16 @@ class _Readings:
             if text:
                 numbers[one] = texts.setdefault(text, len(texts))
         return numbers[identity], list(texts)
+
+
+def _inside(mappings: Sequence[pb.Mapping], addresses: U64) -> npt.NDArray[np.bool_]:
+    bounds = sorted((one.start, one.end) for one in mappings if one.start < one.end)
+    if not bounds:
+        return np.zeros(len(addresses), bool)
+    start, end = np.array(bounds, np.uint64).T
+    at = np.searchsorted(start, addresses, "right") - 1
+    result: npt.NDArray[np.bool_] = (at >= 0) & (addresses < end[np.maximum(at, 0)])
+    return result
 
 
 def _same_table(cr3: U64, own: U64 | np.uint64) -> npt.NDArray[np.bool_]:

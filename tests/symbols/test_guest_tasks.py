@@ -23,22 +23,28 @@ FIELDS = [
     ("task_tgid", "<u4"),
     ("task_start", "<u8"),
     ("task_comm", "S16"),
+    ("regs", "<u8", 16),
 ]
-USER = 1
+USER, SP = 1, 0x7FFD_1234_0000
 PIDS = [42, 43]
 A, B = 0x10000, 0x20000
 
 
 def tasks(
-    rows: list[tuple[int, int, int, int, int, int, int, bytes]], processes: list[pb.Process], vm: int = 0, below: dict[int, int] | None = None
+    rows: list[tuple[int, int, int, int, int, int, int, bytes]],
+    processes: list[pb.Process],
+    vm: int = 0,
+    below: dict[int, int] | None = None,
+    sp: int = SP,
 ) -> GuestTasks:
-    """``rows``: (time, flags, ip, cr3, tid, tgid, start, comm); ``below``: of rows in the kernel, where the user program stood."""
+    """``rows``: (time, flags, ip, cr3, tid, tgid, start, comm); ``below``: of rows in the kernel, where the user program stood; ``sp``: of all."""
     none = Chains(np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.uint64), np.zeros(len(rows), np.int32))
     copies = Copies(none.start, np.zeros(0, np.uint8), none.address, none.start[:0], none.start[:0], none.end[:0])
     registers = np.zeros((len(below or {}), 17), np.uint64)
-    registers[:, 16] = list((below or {}).values())
+    registers[:, 16], registers[:, 4] = list((below or {}).values()), sp
     users = UserRegisters(np.array(list(below or {}), np.int64), registers, np.ones(len(registers), bool))
-    samples = GuestSamples(np.array(rows, np.dtype(FIELDS)), none, none, copies, users)
+    fields = np.array([(*row, (sp,) * 16) for row in rows], np.dtype(FIELDS))
+    samples = GuestSamples(fields, none, none, copies, users)
     return guest_tasks(samples, np.full(len(rows), vm, np.int32), PIDS, GuestSnapshot(Path("/nowhere"), processes=processes))
 
 
@@ -123,6 +129,7 @@ def test_the_kernel_for_a_program_is_of_its_process() -> None:
 def with_code(one: pb.Process, *ranges: tuple[int, int], executable: bool = True) -> pb.Process:
     for start, end in ranges:
         one.mappings.add(start=start, end=end, executable=executable)
+    one.mappings.add(start=SP & -0x100000, end=(SP & -0x100000) + 0x200000, path=b"[stack]")
     return one
 
 
@@ -136,6 +143,16 @@ def test_code_tells_the_mappings_of_who_may_not_have_lived() -> None:
     assert [found.comms[one] for one in found.comm[:2].tolist()] == ["main", "main"] and set(found.comm[2:].tolist()) == {-1}
     data = with_code(process(5000, A, start=10), code, executable=False)
     assert tasks(rows, [data]).process.tolist() == [-1] * 5
+
+
+def test_code_at_a_fixed_address_is_anybodys_without_the_stack() -> None:
+    fixed, random = (0x400000, 0x500000), (0x5555_1234_5000, 0x5555_1234_6000)
+    reading = with_code(process(5000, A, start=10), fixed, random)
+    rows = [unknown(1500, A, ip=fixed[0]), unknown(1500, A, ip=random[0])]
+    assert tasks(rows, [reading]).process.tolist() == [0, 0]
+    assert tasks(rows, [reading], sp=0xC000123000).process.tolist() == [-1, 0]
+    reading.mappings[-1].end = 0x7FFF_FFFF_F000
+    assert tasks(rows, [reading]).process.tolist() == [-1, -1]
 
 
 def test_of_readings_with_the_code_the_next_one_counts_else_the_last() -> None:
