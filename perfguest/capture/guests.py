@@ -24,9 +24,10 @@ from perfguest.capture.guest_vm import GuestState, GuestVm
 from perfguest.capture.guest_zygote import Zygote
 from perfguest.capture.messages import human_size
 from perfguest.capture.observer import Observer, Seen
-from perfguest.capture.vms import holds_vm, printable
+from perfguest.capture.vms import holds_vm
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError, PerfguestError
+from perfguest.terminal import printable
 
 _TICK_SECONDS = 0.25
 #: A reader takes some 100 MB.

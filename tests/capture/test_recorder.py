@@ -21,6 +21,7 @@ from perfguest.capture.recorder import RecordSettings, record
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError, EnvironmentProblem, PerfguestError, UsageError
 from perfguest.formats.recording import read_recording, stream_head
+from tests.capture import made_stream
 from tests.capture.fake_host import FORMAT, FakeHost
 
 _HELPER = Path(__file__).with_name("run_recorder.py")
@@ -107,6 +108,23 @@ def test_vm_that_ends_is_a_normal_end(settings: RecordSettings, fake_host: FakeH
     assert result.status == 0
     assert "perfguest: the VM has ended" in result.lines
     assert read_recording(out).complete
+
+
+def test_names_of_vms_that_would_move_the_cursor(settings: RecordSettings, fake_host: FakeHost, out: Path) -> None:
+    """Of what is said while it records, and of what goes wrong; the recording has them as they are."""
+    name = "we\x1b[31mb\n\u202e"
+    fake_host.add_vm(600, name)
+    (fake_host.paths.debugfs / "perfguest/format").write_bytes(made_stream.FORMAT)
+    os.write(fake_host.streams[0], made_stream.vm_record(1, 600, 0xFFFF_FFFF_8100_0000, []) + made_stream.sample(1, 0x1000))
+    result = Result(settings, fake_host)
+    assert all(line.isprintable() for line in result.lines)
+    assert any(line.startswith(r"we\x1b[31mb\n\u202e: kernel not known") for line in result.lines)
+    assert name in [vm.name for vm in read_recording(out).vms]
+    text = io.StringIO()
+    messages = Messages(text)
+    messages.warn("\x1b[31m\u200f\rone\ntwo\x9b")
+    messages.result("\x1b]0;x\x07")
+    assert text.getvalue() == "perfguest: warning: \\x1b[31m\\u200f\\rone\ntwo\\x9b\n\\x1b]0;x\\x07\n"
 
 
 def test_no_vm_is_a_warning(settings: RecordSettings, fake_host: FakeHost) -> None:
