@@ -23,6 +23,7 @@ from perfguest.errors import CaptureError, EnvironmentProblem, PerfguestError, U
 from perfguest.formats.recording import read_recording, stream_head
 from tests.capture import made_stream
 from tests.capture.fake_host import FORMAT, FakeHost
+from tests.polling import wait_until
 
 _HELPER = Path(__file__).with_name("run_recorder.py")
 _DEADLINE = 30.0
@@ -210,10 +211,7 @@ class Running:
 
 
 def _wait(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(condition, _DEADLINE)
 
 
 @pytest.fixture

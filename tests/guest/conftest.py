@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from perfguest.capture.lab.kernels import find_kernel, load_order
 from perfguest.errors import EnvironmentProblem
 from perfguest.guest.kernel import LiveKernel, open_kernel
 from perfguest.proto import guest_pb2
-from tests.guest.emulated import KERNELS, EmulatedGuest
+from tests.guest.emulated import KERNELS, EmulatedGuest, with_libraries
 from tests.guest.matrix import LEGEND, Findings
 
 #: Loaded where the kernel's modules are at hand.
@@ -83,7 +82,7 @@ def puzzle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", params=KERNELS, ids=lambda path: Path(path).name)
 def booted(request: pytest.FixtureRequest, loader: bytes, puzzle: Path) -> Iterator[Booted]:
-    files = _with_libraries({"/usr/bin/puzzle": puzzle, "/usr/bin/perl": Path("/usr/bin/perl")})
+    files = with_libraries({"/usr/bin/puzzle": puzzle, "/usr/bin/perl": Path("/usr/bin/perl")})
     files |= {f"/image{path}": file for path, file in files.items()} | {"/image/tmp/.keep": (0o644, b""), "/cgroups/.keep": (0o644, b"")}
     modules = _modules(request.param)
     with EmulatedGuest(request.param, files={**files, "/bpf": (0o755, loader)}, modules=modules) as guest:
@@ -127,11 +126,3 @@ def _pids(guest: EmulatedGuest) -> dict[str, int]:
     found = {names[name]: int(pid) for pid, _, name in (line.partition(" ") for line in lines) if name in names}
     assert set(found) == set(MODES)
     return found
-
-
-def _with_libraries(programs: dict[str, Path]) -> dict[str, tuple[int, bytes]]:
-    files = {path: (0o755, source.read_bytes()) for path, source in programs.items()}
-    for source in programs.values():
-        listing = subprocess.run(["ldd", source], check=True, capture_output=True, text=True).stdout
-        files |= {path: (0o755, Path(path).read_bytes()) for path in re.findall(r"(/\S+) \(0x", listing)}
-    return files
