@@ -10,7 +10,7 @@ from typing import Any
 
 from perfguest.capture.debugfs import TaskLayout
 from perfguest.capture.guest_check import check_binary, check_kernel, check_layout, check_process, check_vm_kernel, parse
-from perfguest.capture.guest_modules import ModuleWatch
+from perfguest.capture.guest_modules import ModuleWatch, keep_known
 from perfguest.capture.guest_reader import Message, ReaderProcess
 from perfguest.capture.guest_store import GuestStore
 from perfguest.capture.guest_tasks import GuestTasks
@@ -18,6 +18,7 @@ from perfguest.capture.observer import TaskSeen
 from perfguest.errors import CaptureError, PerfguestError
 from perfguest.formats.guest_stream import VmRecord
 from perfguest.guest import wire
+from perfguest.guest.memory import VM_ENDED
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
 
@@ -84,6 +85,7 @@ class GuestVm:
         self._asked: dict[str, Any] = {}
         self._vm_kernel: pb.VmKernel | None = None
         self._kernel_key = ""
+        self._told_parts = False
         self.tasks = GuestTasks(store, self._note)
 
     # What the samples tell.
@@ -238,7 +240,9 @@ class GuestVm:
     def _next(self) -> dict[str, Any] | None:
         if not self._open:
             return None
-        request = self._modules.request() or (self.tasks.next_request() if self._with_processes else None)
+        # Without types there is nothing to read of processes: that is said once, not of each.
+        reads_tasks = self._with_processes and self.state.level == "processes"
+        request = self._modules.request() or (self.tasks.next_request() if reads_tasks else None)
         return {**self._identity(request.get("time", 0)), **request} if request else None
 
     def _take(self, message: Message) -> None:
@@ -298,8 +302,15 @@ class GuestVm:
     def _take_modules(self, kernel: pb.VmKernel) -> None:
         """Of the kernel that is open: what else the message says of it is not taken."""
         told = self._vm_kernel
-        if told is None or not self._modules.took(pb.VmKernel(lstar=told.lstar, modules=kernel.modules, bpf=kernel.bpf)):
+        if told is None:
             return
+        keep_known(told.modules, kernel.modules)
+        if not self._modules.took(pb.VmKernel(lstar=told.lstar, modules=kernel.modules, bpf=kernel.bpf)):
+            return
+        if kernel.reason and kernel.reason != told.reason:
+            self._note(f"not all of the modules that were loaded since could be read: {kernel.reason}")
+        del told.modules[:]
+        told.modules.extend(kernel.modules)
         again = pb.VmKernel(modules=kernel.modules, bpf=kernel.bpf, reason=kernel.reason, cpu_seconds=kernel.cpu_seconds)
         again.vm_pid, again.vm_id, again.time = self.pid, self.vm_id, self._asked["time"]
         again.kernel, again.kaslr_offset, again.lstar, again.level = told.kernel, told.kaslr_offset, told.lstar, told.level
@@ -308,12 +319,17 @@ class GuestVm:
     def _take_done(self, value: dict[str, Any]) -> None:
         asked, self._asked = self._asked, {}
         failed = str(value.get("failed", ""))[:1000]
-        if asked.get("do") == "open":
+        if value.get("ended") is True:
+            self.tasks.end_process(gone=False)
+            self._note(VM_ENDED)
+            self._give_up(VM_ENDED)
+        elif asked.get("do") == "open":
             self._opened(value, failed)
         elif asked.get("do") == "process":
             self.tasks.end_process(gone=not failed and not value.get("found"))
             if failed:
                 self._note(f"a process could not be read: {failed}")
+            self._note_parts(value.get("problems"))
         elif asked.get("do") == "modules" and failed:
             self._modules.failed()
             self._note(f"modules that were loaded since could not be read: {failed}")
@@ -384,6 +400,12 @@ class GuestVm:
             when = self._record.time if self._record else 0
             kernel = pb.VmKernel(vm_pid=self.pid, vm_id=self.vm_id, time=when, lstar=lstar, level="addresses", reason=reason)
             self._store.event(pb.GuestEvent(kernel=kernel))
+
+    def _note_parts(self, problems: Any) -> None:
+        """``problems``: what JSON holds. One stands for all: of a guest that changes all the time something is often missed."""
+        if isinstance(problems, list) and problems and not self._told_parts:
+            self._told_parts = True
+            self._note(f"parts of a process could not be read: {str(problems[0])[:1000]}")
 
     def _note(self, text: str) -> None:
         if text not in self.state.problems and len(self.state.problems) < 16:

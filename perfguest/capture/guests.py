@@ -27,6 +27,7 @@ from perfguest.capture.observer import Observer, Seen
 from perfguest.capture.vms import holds_vm
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError, PerfguestError
+from perfguest.guest.memory import VM_ENDED
 from perfguest.terminal import printable
 
 _TICK_SECONDS = 0.25
@@ -212,13 +213,16 @@ class Guests:
     def _start_reader(self, pid: int) -> ReaderProcess | None:
         if sum(vm.reader is not None for vm in self._vms.values()) >= _MOST_READERS:
             return None
+        process = self._proc / str(pid)
         try:
-            memory = os.open(self._proc / str(pid) / "mem", os.O_RDONLY | os.O_CLOEXEC)
+            memory = os.open(process / "mem", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            if not holds_vm(process):
+                raise CaptureError(VM_ENDED, "Recording went on without its memory.") from error
             raise CaptureError(f"the memory of process {pid} cannot be opened: {error.strerror}", "Recording went on without it.") from error
-        if not holds_vm(self._proc / str(pid)):
+        if not holds_vm(process):
             os.close(memory)
-            raise CaptureError(f"process {pid} has no VM any more", "Recording went on without its memory.")
+            raise CaptureError(VM_ENDED, "Recording went on without its memory.")
         return self._make_reader(memory)
 
     def _make_reader(self, memory: int) -> ReaderProcess:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from perfguest.guest import wire, zygote
+from perfguest.guest.memory import VM_ENDED
 from perfguest.guest.tables import hashes
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
@@ -85,6 +86,8 @@ class Reader:
             case "a layout of nonsense":
                 self.message(Kind.EVENT, pb.GuestEvent(kernel=pb.VmKernel(level="processes")))
                 self.done(layout={**LAYOUT, "pid": "1; rm -rf"})
+            case "ends":
+                self.done(failed=VM_ENDED, ended=True)
             case "fails":
                 self.done(failed="nothing there\x1b[31m")
             case _:
@@ -115,6 +118,9 @@ class Reader:
     def modules(self, request: dict[str, Any]) -> None:
         if self.mode == "dies at modules":
             os.kill(os.getpid(), signal.SIGSEGV)
+        if self.mode == "ends at modules":
+            self.done(failed=VM_ENDED, ended=True)
+            return
         loaded = pb.VmKernel(level="processes", kernel="ee", kaslr_offset=0x5000000)
         if self.mode == "loads a module":
             loaded.modules.add(name=b"late", address=0xFFFFFFFFC0100000, size=0x3000)
@@ -124,6 +130,9 @@ class Reader:
     def process(self, request: dict[str, Any]) -> None:
         if self.mode == "dies at 666" and request["tgid"] == 666:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if self.mode == "ends at 666" and request["tgid"] == 666:
+            self.done(failed=VM_ENDED, ended=True)
+            return
         if self.mode == "gone":
             self.done(found=False)
             return
@@ -132,7 +141,7 @@ class Reader:
         for at, key in ((0x400, "aa"), (0x500, "bb")):
             process.mappings.add(start=at << 12, end=(at + 16) << 12, executable=True, path=b"/bin/" + key.encode(), binary=key)
         self.message(Kind.EVENT, pb.GuestEvent(process=process))
-        self.done(found=True)
+        self.done(found=True, problems=["its cgroup: none\x1b[31m", "more"] if self.mode == "parts" else [])
 
     def binary(self, request: dict[str, Any]) -> None:
         size = request["budget"] + (1 << 20) if self.mode == "more than its budget" else 8192

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +14,17 @@ from pathlib import Path
 import pytest
 
 from perfguest.capture.debugfs import TaskLayout
+from perfguest.capture.guest_modules import keep_known
 from perfguest.capture.guest_reader import ReaderLimits
 from perfguest.capture.guests import Guests, GuestSettings
 from perfguest.errors import EnvironmentProblem
 from perfguest.formats.guest_snapshot import GuestSnapshot, read_snapshot
 from perfguest.formats.guest_stream import Memslot
+from perfguest.proto import guest_pb2 as pb
 from tests.capture.fake_host import FakeHost
 from tests.capture.fake_reader import LAYOUT, kernel
 from tests.capture.made_stream import FORMAT, sample, vm_record
+from tests.polling import wait_until
 
 _LSTAR = 0xFFFF_FFFF_8100_0000
 _VM = vm_record(1, 500, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(1, 0x1000)
@@ -44,10 +48,7 @@ class Reading:
             raise EnvironmentProblem("the module does not want it")
 
     def wait(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + _DEADLINE
-        while not condition():
-            assert time.monotonic() < deadline, self.guests.summary({})
-            time.sleep(0.01)
+        wait_until(condition, _DEADLINE, lambda: self.guests.summary({}))
 
     def end(self) -> list[str]:
         self.guests.finish()
@@ -112,11 +113,12 @@ def test_process_is_read_again_at_a_new_name_and_at_unknown_code(reading: Callab
     run.guests.observe(_task(7, b"other"))
     run.wait(lambda: (run.directory / "events").exists() and len(run.snapshot.processes) == 2)
     # Known code asks nothing. Unknown code does, once the pause is over.
-    deadline = time.monotonic() + _DEADLINE
-    while len(run.snapshot.processes) < 3:
-        assert time.monotonic() < deadline
+
+    def is_read_again() -> bool:
         run.guests.observe(_task(7, b"other", ip=0x400000) + _task(7, b"other", ip=0x900000))
-        time.sleep(0.05)
+        return len(run.snapshot.processes) >= 3
+
+    run.wait(is_read_again)
     run.end()
 
 
@@ -291,11 +293,59 @@ def test_memory_that_cannot_be_opened(reading: Callable[..., Reading], fake_host
     assert "cannot be opened: No such file" in run.end()[0]
 
 
-def test_process_that_has_no_vm_is_not_read(reading: Callable[..., Reading], fake_host: FakeHost) -> None:
+@pytest.mark.parametrize("gone", ["its VM", "all of it"])
+def test_process_that_has_no_vm_is_not_read(reading: Callable[..., Reading], fake_host: FakeHost, gone: str) -> None:
     (fake_host.paths.proc / "500/fd/9").unlink()
+    if gone == "all of it":
+        shutil.rmtree(fake_host.paths.proc / "500")
     run = reading("works")
     run.guests.observe(_VM)
-    assert "has no VM any more" in run.end()[0]
+    assert run.end() == ["web: kernel not known, nothing from its memory: the VM ended while it was read"]
+
+
+def test_vm_that_ends_while_its_kernel_is_opened(reading: Callable[..., Reading]) -> None:
+    run = reading("ends")
+    run.guests.observe(_VM)
+    assert run.end() == ["web: kernel not known, nothing from its memory: the VM ended while it was read"]
+    assert [problem.text for problem in run.snapshot.problems] == ["the VM ended while it was read"]
+
+
+def test_vm_that_ends_between_two_processes(reading: Callable[..., Reading]) -> None:
+    """What was read stays, and nothing more is asked for."""
+    run = reading("ends at 666")
+    run.guests.observe(_VM)
+    for tgid in (5, 666, 7):
+        run.guests.observe(_task(tgid))
+    (line,) = run.end()
+    assert line == "web: Linux 6.1.0, 1 process, 0 binaries (0 B) from its memory, 2 not read in time: the VM ended while it was read"
+    assert [process.tgid for process in run.snapshot.processes] == [5]
+
+
+def test_module_list_of_a_vm_that_has_ended_takes_no_place(reading: Callable[..., Reading]) -> None:
+    run = reading("ends at modules")
+    run.guests.observe(_VM)
+    run.wait(lambda: run.told)
+    run.guests.observe(sample(1, 0x1000, ip=0xFFFFFFFFC0101000, time=7000))
+    assert run.end() == ["web: Linux 6.1.0, 0 processes, 0 binaries (0 B) from its memory: the VM ended while it was read"]
+    assert [each.time for each in run.snapshot.kernels] == [1000]
+
+
+def test_modules_keep_what_was_known_of_them() -> None:
+    known = pb.Module(name=b"a", address=0x1000, symbols=pb.Symbols(types=b"t"), orc=pb.Orc(addresses=bytes(8)))
+    same, moved, better = pb.Module(name=b"a", address=0x1000), pb.Module(name=b"a", address=0x2000), pb.Module(name=b"a", address=0x1000)
+    better.symbols.types = b"T"
+    keep_known([known], [same, moved, better])
+    assert (same.symbols.types, same.orc) == (b"t", known.orc)
+    assert not moved.symbols.types
+    assert (better.symbols.types, better.orc) == (b"T", known.orc)
+
+
+def test_parts_that_are_missing_are_told_once(reading: Callable[..., Reading]) -> None:
+    run = reading("parts")
+    run.guests.observe(_VM + b"".join(map(_task, (5, 6, 7))))
+    (line,) = run.end()
+    assert line.endswith(r" from its memory: parts of a process could not be read: its cgroup: none\x1b[31m")
+    assert line.startswith("web: Linux 6.1.0, 3 processes")
 
 
 def test_module_that_refuses_is_told(reading: Callable[..., Reading]) -> None:
