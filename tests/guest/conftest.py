@@ -20,7 +20,7 @@ from tests.guest.matrix import LEGEND, Findings
 #: Loaded where the kernel's modules are at hand.
 MODULES = ("ext4", "overlay")
 #: Of processes_puzzle.c, and a script.
-MODES = ("maps", "many", "perf_map", "title", "threads", "group", "inside", "script")
+MODES = ("maps", "many", "perf_map", "title", "threads", "group", "inside", "private", "script")
 _FINDINGS = pytest.StashKey[Findings]()
 
 
@@ -95,10 +95,12 @@ def booted(request: pytest.FixtureRequest, loader: bytes, puzzle: Path) -> Itera
         overlay = "mount -t overlay -o lowerdir=/image,upperdir=/layers/upper,workdir=/layers/work overlay /merged"
         guest.run(overlay if modules else "mount --bind /image /merged")
         guest.run("unshare -p -f chroot /merged /usr/bin/puzzle perf_map /tmp/ready.inside &")
+        # At the same path as its perf map is another one, which it does not see.
+        guest.run("echo 1000 10 not_its_own >/tmp/foreign; unshare -m sh -c 'mount -t tmpfs own /tmp; exec /usr/bin/puzzle perf_map /tmp/ready.private' &")
         guest.run('/usr/bin/perl -e \'open my $f, ">", "/tmp/ready.script"; close $f; sleep\' a b &')
         for mode in MODES:
-            path = "/merged/tmp/ready.inside" if mode == "inside" else f"/tmp/ready.{mode}"
-            guest.run(f"i=0; until [ -e {path} ] || [ $i = 300 ]; do i=$((i+1)); usleep 100000; done; [ -e {path} ]")
+            path = {"inside": "/merged/tmp/ready.inside", "private": "/proc/[0-9]*/root/tmp/ready.private"}.get(mode, f"/tmp/ready.{mode}")
+            guest.run(f"i=0; until ls {path} || [ $i = 300 ]; do i=$((i+1)); usleep 100000; done; ls {path}")
         busy = int(guest.run("sh -c 'while :; do :; done' >/dev/null & echo $!"))
         yield Booted(guest, files, _pids(guest), busy)
 
