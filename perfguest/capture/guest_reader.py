@@ -130,6 +130,10 @@ class ReaderProcess:
         if self.cpu_seconds() - cpu > self._limits.request_cpu or time.monotonic() - wall > self._limits.request_wall:
             raise CaptureError("reading the guest's memory took too long", "Recording went on without it.")
 
+    def busy_seconds(self) -> float:
+        """For how long it has owed an answer."""
+        return time.monotonic() - self._asked[0] if self._asked else 0.0
+
     def cpu_seconds(self) -> float:
         """That it has used. 0 if it has ended."""
         try:

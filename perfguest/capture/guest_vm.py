@@ -120,11 +120,17 @@ class GuestVm:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to wait for now."""
-        return self._given_up or self._record is None or (not (self.reader and self.reader.busy) and not self._wants_opening() and self._next() is None)
+        return self._given_up or self._record is None or (not (self.reader and self.reader.busy) and not self.wants_opening and self._next() is None)
 
     @property
     def opening(self) -> bool:
         return self.reader is not None and self.reader.busy and not self._open
+
+    @property
+    def wants_opening(self) -> bool:
+        """Whether its kernel is to be opened, and can be."""
+        record = self._record
+        return not self._open and not self._given_up and record is not None and record.lstar != 0 and bool(self._hints)
 
     def step(self, may_open: bool, hurry: bool = False) -> None:
         """Asks for what is next, if nothing is asked for. ``hurry``: without the pauses between openings."""
@@ -133,7 +139,7 @@ class GuestVm:
                 self.reader.check_time()
             if self._given_up or (self.reader and self.reader.busy):
                 return
-            if self._wants_opening():
+            if self.wants_opening:
                 if may_open and (hurry or time.monotonic() >= self._again_at):
                     self._ask_opening(hurry)
             elif request := self._next():
@@ -172,10 +178,6 @@ class GuestVm:
             self.reader.close()
             self.reader = None
         self._ready = False
-
-    def _wants_opening(self) -> bool:
-        record = self._record
-        return not self._open and not self._given_up and record is not None and record.lstar != 0 and bool(self._hints)
 
     def _begin_again(self) -> None:
         if self._open and self._with_processes:

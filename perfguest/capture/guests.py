@@ -33,8 +33,9 @@ from perfguest.terminal import printable
 _TICK_SECONDS = 0.25
 #: A reader takes some 100 MB.
 _MOST_READERS = 32
-#: Opening a kernel that is not known yet takes a core for about a second, and makes it known to the next.
-_MOST_OPENING = 1
+#: Opening a kernel that is not known yet takes a core for about a second, and makes it known to the next: so one after the other. One that takes longer than so
+#: many seconds holds the others up no more, as long as so many are at it at most: then each waits until another has ended, or has had its time.
+_OPENING_SECONDS, _MOST_OPENING = 5.0, 4
 
 
 @dataclass(frozen=True)
@@ -157,19 +158,22 @@ class Guests:
             stopping, abandoned = self._stopping, self._abandoned
             self._take_inbox()
             tables.step()
-            # The next VM most likely runs the same kernel: then it costs little once the tables are made.
-            opening = _MOST_OPENING if tables.busy else sum(vm.opening for vm in self._vms.values())
             for vm in self._vms.values():
                 if stopping:
                     vm.end()
-                before = vm.opening
-                vm.step(may_open=before or opening < _MOST_OPENING, hurry=stopping)
-                opening += vm.opening - before
+                vm.step(may_open=vm.wants_opening and self._may_open(tables), hurry=stopping)
             if abandoned or (stopping and not self._inbox and not tables.busy and all(vm.idle for vm in self._vms.values())):
                 break
             self._wait(tables)
         for vm in self._vms.values():
             vm.finish()
+
+    def _may_open(self, tables: TablesMaker) -> bool:
+        """Whether another kernel may be opened. The next VM most likely runs the same: then it costs little once its tables are made."""
+        running = [vm.reader.busy_seconds() for vm in self._vms.values() if vm.opening and vm.reader]
+        if tables.busy:
+            running.append(tables.reader.busy_seconds() if tables.reader else 0.0)
+        return len(running) < _MOST_OPENING and all(seconds > _OPENING_SECONDS for seconds in running)
 
     def _wait(self, tables: TablesMaker) -> None:
         poll = select.poll()

@@ -49,6 +49,8 @@ class Reader:
             getattr(self, request["do"])(request)
 
     def open(self, request: dict[str, Any]) -> None:
+        if self.mode == "busy up to VM 6":
+            self.mode = "busy" if request["vm_id"] <= 6 else "works"
         match self.mode:
             case "silent":
                 signal.pause()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from perfguest.capture import guests
 from perfguest.capture.debugfs import TaskLayout
 from perfguest.capture.guest_modules import keep_known
 from perfguest.capture.guest_reader import ReaderLimits
@@ -346,6 +347,41 @@ def test_parts_that_are_missing_are_told_once(reading: Callable[..., Reading]) -
     (line,) = run.end()
     assert line.endswith(r" from its memory: parts of a process could not be read: its cgroup: none\x1b[31m")
     assert line.startswith("web: Linux 6.1.0, 3 processes")
+
+
+def _vms(number: int) -> bytes:
+    return b"".join(vm_record(vm, 500, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(vm, 0x1000) for vm in range(1, number + 1))
+
+
+def test_opening_that_spins_holds_up_no_other_vm(reading: Callable[..., Reading], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six VMs whose openings would take for ever, and a good one: it is read while they spin, no more than four at once."""
+    monkeypatch.setattr(guests, "_OPENING_SECONDS", 0.1)
+    run = reading("busy up to VM 6", limits=ReaderLimits(request_cpu=1.0, request_wall=60.0))
+    most = 0
+
+    def is_told() -> bool:
+        nonlocal most
+        most = max(most, sum(vm.opening for vm in list(run.guests._vms.values())))
+        return bool(run.told)
+
+    run.guests.observe(_vms(7))
+    run.wait(is_told)
+    assert run.told == [(7, TaskLayout(**LAYOUT))]
+    assert 1 < most <= guests._MOST_OPENING == 4
+    lines = run.end()
+    assert sum("took too long" in line for line in lines) == 6
+
+
+def test_good_vm_is_read_before_one_that_spins_is_given_up(reading: Callable[..., Reading], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "_OPENING_SECONDS", 0.1)
+    run = reading("busy up to VM 6", limits=ReaderLimits(request_cpu=1000.0, request_wall=1000.0), wait=0.1)
+    spinning = vm_record(1, 500, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(1, 0x1000)
+    run.guests.observe(spinning)
+    run.wait(lambda: 1 in run.guests._vms and run.guests._vms[1].opening)
+    run.guests.observe(vm_record(7, 600, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(7, 0x1000))
+    run.wait(lambda: run.told)
+    assert run.guests._vms[1].opening
+    assert run.end()[1] == "db: Linux 6.1.0, 0 processes, 0 binaries (0 B) from its memory"
 
 
 def test_module_that_refuses_is_told(reading: Callable[..., Reading]) -> None:
