@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from perfguest.capture.guest_zygote import Zygote
+from perfguest.capture.guest_zygote import Zygote, cpu_seconds
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError
 from perfguest.guest import wire
@@ -136,11 +136,7 @@ class ReaderProcess:
 
     def cpu_seconds(self) -> float:
         """That it has used. 0 if it has ended."""
-        try:
-            # Of a process by its id: clock_getcpuclockid(3).
-            return time.clock_gettime((~self.pid << 3) | 2)
-        except OSError:
-            return 0.0
+        return cpu_seconds(self.pid)
 
     def close(self) -> None:
         """Afterwards it is gone."""

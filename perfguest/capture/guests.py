@@ -36,6 +36,8 @@ _MOST_READERS = 32
 #: Opening a kernel that is not known yet takes a core for about a second, and makes it known to the next: so one after the other. One that takes longer than so
 #: many seconds holds the others up no more, as long as so many are at it at most: then each waits until another has ended, or has had its time.
 _OPENING_SECONDS, _MOST_OPENING = 5.0, 4
+#: On a machine that is slower, as an emulated one, it is so many times what loading the reader took of CPU time, of which opening takes about as much.
+_OPENING_LOADS = 4.0
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ class Guests:
         running = [vm.reader.busy_seconds() for vm in self._vms.values() if vm.opening and vm.reader]
         if tables.busy:
             running.append(tables.reader.busy_seconds() if tables.reader else 0.0)
-        return len(running) < _MOST_OPENING and all(seconds > _OPENING_SECONDS for seconds in running)
+        patience = max(_OPENING_SECONDS, _OPENING_LOADS * self._zygote.cpu_seconds() if self._zygote else 0.0)
+        return len(running) < _MOST_OPENING and all(seconds > patience for seconds in running)
 
     def _wait(self, tables: TablesMaker) -> None:
         poll = select.poll()

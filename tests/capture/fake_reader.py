@@ -103,7 +103,7 @@ class Reader:
                 self.send(wire.pack(Kind.WANT, {"mark": [mark]}))
         if self.mode == "gives garbage for tables":
             self.send(wire.frame(Kind.RAW, b"\xff" * 1000))
-        if self.mode == "lies about tables":
+        if self.mode in {"lies about tables", "spins over tables"}:
             self.send(wire.frame(Kind.RAW, RAW.SerializeToString()))
         if mark not in request["known"]:
             self.message(Kind.KERNEL, image)
@@ -113,6 +113,8 @@ class Reader:
     def tables(self, request: dict[str, Any]) -> None:
         """What the maker of tables, which is a process like this one, gives back."""
         raw = tables_pb2.KernelRaw.FromString(wire.receive_payload(self.channel, Kind.RAW))
+        while self.mode == "spins over tables":
+            pass
         made = tables_pb2.KernelTables(format_version=1, fingerprint="0" * 64, release="6.1.0", build_id=b"\1" * 20, raw=hashes(raw))
         self.message(Kind.TABLES, made)
         self.done()

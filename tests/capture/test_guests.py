@@ -356,6 +356,7 @@ def _vms(number: int) -> bytes:
 def test_opening_that_spins_holds_up_no_other_vm(reading: Callable[..., Reading], monkeypatch: pytest.MonkeyPatch) -> None:
     """Six VMs whose openings would take for ever, and a good one: it is read while they spin, no more than four at once."""
     monkeypatch.setattr(guests, "_OPENING_SECONDS", 0.1)
+    monkeypatch.setattr(guests, "_OPENING_LOADS", 0.0)
     run = reading("busy up to VM 6", limits=ReaderLimits(request_cpu=1.0, request_wall=60.0))
     most = 0
 
@@ -372,8 +373,40 @@ def test_opening_that_spins_holds_up_no_other_vm(reading: Callable[..., Reading]
     assert sum("took too long" in line for line in lines) == 6
 
 
+def test_tables_that_are_never_made_hold_up_no_other_vm(reading: Callable[..., Reading], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "_OPENING_SECONDS", 0.1)
+    monkeypatch.setattr(guests, "_OPENING_LOADS", 0.0)
+    run = reading("spins over tables", limits=ReaderLimits(request_cpu=1000.0, request_wall=1000.0), wait=0.1)
+    run.guests.observe(_VM)
+    run.wait(lambda: run.guests._tables and run.guests._tables.reader)
+    run.guests.observe(vm_record(7, 600, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(7, 0x1000))
+    run.wait(lambda: len(run.told) == 2)
+    assert run.guests._tables and run.guests._tables.busy
+    assert run.end() == [f"{name}: Linux 6.1.0, 0 processes, 0 binaries (0 B) from its memory" for name in ("web", "db")]
+
+
+def test_patience_grows_with_what_loading_took(reading: Callable[..., Reading], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow is an opening beside what is slow on this machine."""
+    monkeypatch.setattr(guests, "_OPENING_SECONDS", 0.0)
+    monkeypatch.setattr(guests, "_OPENING_LOADS", 1e9)
+    run = reading("busy up to VM 6", limits=ReaderLimits(request_cpu=0.5, request_wall=60.0))
+    most = 0
+
+    def is_told() -> bool:
+        nonlocal most
+        most = max(most, sum(vm.opening for vm in list(run.guests._vms.values())))
+        return bool(run.told)
+
+    run.guests.observe(vm_record(1, 500, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(1, 0x1000))
+    run.guests.observe(vm_record(7, 600, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(7, 0x1000))
+    run.wait(is_told)
+    assert most == 1
+    assert "took too long" in run.end()[0]
+
+
 def test_good_vm_is_read_before_one_that_spins_is_given_up(reading: Callable[..., Reading], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guests, "_OPENING_SECONDS", 0.1)
+    monkeypatch.setattr(guests, "_OPENING_LOADS", 0.0)
     run = reading("busy up to VM 6", limits=ReaderLimits(request_cpu=1000.0, request_wall=1000.0), wait=0.1)
     spinning = vm_record(1, 500, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(1, 0x1000)
     run.guests.observe(spinning)
