@@ -10,6 +10,10 @@ import click
 
 from perfguest import __version__
 from perfguest.errors import PerfguestError
+from perfguest.terminal import printable
+
+# Of messages that quote what a compiler or perf says.
+_LINES = "\n\t"
 
 #: Command: (the module in perfguest.commands that has it, what it does). Loaded when used, so that each starts quickly and needs only its own libraries.
 _COMMANDS = {
@@ -65,9 +69,9 @@ def main() -> None:
         click.echo("Aborted.", err=True)
         code = 130
     except PerfguestError as error:
-        click.echo(f"perfguest: {error.message}", err=True)
+        click.echo(f"perfguest: {printable(error.message, _LINES)}", err=True)
         if error.hint:
-            click.echo(error.hint, err=True)
+            click.echo(printable(error.hint, _LINES), err=True)
         code = error.exit_code
     except BrokenPipeError:
         # The reader of our output has gone; what is still to be written has nowhere to go.

@@ -22,6 +22,17 @@ _MOST_PAGES = 4096
 _LARGEST_TEXT, _MOST_TEXT = 16 << 20, 64 << 20
 
 
+def keep_known(before: Iterable[pb.Module], now: Iterable[pb.Module]) -> None:
+    """Gives modules that are still there the symbols and ORC tables that could be read of them before, and not now."""
+    known = {(module.name, module.address, module.build_id): module for module in before}
+    for module in now:
+        earlier = known.get((module.name, module.address, module.build_id))
+        if earlier and earlier.symbols.types and not module.symbols.types:
+            module.symbols.CopyFrom(earlier.symbols)
+        if earlier and earlier.orc.addresses and not module.orc.addresses:
+            module.orc.CopyFrom(earlier.orc)
+
+
 class ModuleWatch:
     """Of one kernel of one VM."""
 

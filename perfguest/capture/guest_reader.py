@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from perfguest.capture.guest_zygote import Zygote
+from perfguest.capture.guest_zygote import Zygote, cpu_seconds
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError
 from perfguest.guest import wire
@@ -130,13 +130,13 @@ class ReaderProcess:
         if self.cpu_seconds() - cpu > self._limits.request_cpu or time.monotonic() - wall > self._limits.request_wall:
             raise CaptureError("reading the guest's memory took too long", "Recording went on without it.")
 
+    def busy_seconds(self) -> float:
+        """For how long it has owed an answer."""
+        return time.monotonic() - self._asked[0] if self._asked else 0.0
+
     def cpu_seconds(self) -> float:
         """That it has used. 0 if it has ended."""
-        try:
-            # Of a process by its id: clock_getcpuclockid(3).
-            return time.clock_gettime((~self.pid << 3) | 2)
-        except OSError:
-            return 0.0
+        return cpu_seconds(self.pid)
 
     def close(self) -> None:
         """Afterwards it is gone."""

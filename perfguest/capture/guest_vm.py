@@ -10,7 +10,7 @@ from typing import Any
 
 from perfguest.capture.debugfs import TaskLayout
 from perfguest.capture.guest_check import check_binary, check_kernel, check_layout, check_module_text, check_owners, check_process, check_vm_kernel, parse
-from perfguest.capture.guest_modules import ModuleTexts, ModuleWatch
+from perfguest.capture.guest_modules import ModuleTexts, ModuleWatch, keep_known
 from perfguest.capture.guest_reader import Message, ReaderProcess
 from perfguest.capture.guest_store import GuestStore
 from perfguest.capture.guest_tasks import GuestTasks
@@ -18,6 +18,7 @@ from perfguest.capture.observer import TaskSeen
 from perfguest.errors import CaptureError, PerfguestError
 from perfguest.formats.guest_stream import VmRecord
 from perfguest.guest import wire
+from perfguest.guest.memory import VM_ENDED
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
 
@@ -87,6 +88,7 @@ class GuestVm:
         self._asked: dict[str, Any] = {}
         self._vm_kernel: pb.VmKernel | None = None
         self._kernel_key = ""
+        self._told_parts = False
         self.tasks = GuestTasks(store, self._note)
 
     # What the samples tell.
@@ -121,11 +123,17 @@ class GuestVm:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to wait for now."""
-        return self._given_up or self._record is None or (not (self.reader and self.reader.busy) and not self._wants_opening() and self._next() is None)
+        return self._given_up or self._record is None or (not (self.reader and self.reader.busy) and not self.wants_opening and self._next() is None)
 
     @property
     def opening(self) -> bool:
         return self.reader is not None and self.reader.busy and not self._open
+
+    @property
+    def wants_opening(self) -> bool:
+        """Whether its kernel is to be opened, and can be."""
+        record = self._record
+        return not self._open and not self._given_up and record is not None and record.lstar != 0 and bool(self._hints)
 
     def step(self, may_open: bool, hurry: bool = False) -> None:
         """Asks for what is next, if nothing is asked for. ``hurry``: without the pauses between openings."""
@@ -134,7 +142,7 @@ class GuestVm:
                 self.reader.check_time()
             if self._given_up or (self.reader and self.reader.busy):
                 return
-            if self._wants_opening():
+            if self.wants_opening:
                 if may_open and (hurry or time.monotonic() >= self._again_at):
                     self._ask_opening(hurry)
             elif request := self._next():
@@ -173,10 +181,6 @@ class GuestVm:
             self.reader.close()
             self.reader = None
         self._ready = False
-
-    def _wants_opening(self) -> bool:
-        record = self._record
-        return not self._open and not self._given_up and record is not None and record.lstar != 0 and bool(self._hints)
 
     def _begin_again(self) -> None:
         if self._open and self._with_processes:
@@ -252,7 +256,9 @@ class GuestVm:
             return None
         if self._orphans:
             return {**self._identity(self._last_time()), "do": "owners", "tables": self._orphans}
-        request = self._modules.request() or (self.tasks.next_request() if self._with_processes else None) or self._texts.request()
+        # Without types there is nothing to read of processes: that is said once, not of each.
+        reads_tasks = self._with_processes and self.state.level == "processes"
+        request = self._modules.request() or (self.tasks.next_request() if reads_tasks else None) or self._texts.request()
         return {**self._identity(request.get("time", 0)), **request} if request else None
 
     def _take(self, message: Message) -> None:
@@ -317,8 +323,13 @@ class GuestVm:
         if told is None:
             return
         self._texts.took(kernel.modules)
+        keep_known(told.modules, kernel.modules)
         if not self._modules.took(pb.VmKernel(lstar=told.lstar, modules=kernel.modules, bpf=kernel.bpf)):
             return
+        if kernel.reason and kernel.reason != told.reason:
+            self._note(f"not all of the modules that were loaded since could be read: {kernel.reason}")
+        del told.modules[:]
+        told.modules.extend(kernel.modules)
         again = pb.VmKernel(modules=kernel.modules, bpf=kernel.bpf, reason=kernel.reason, cpu_seconds=kernel.cpu_seconds)
         again.vm_pid, again.vm_id, again.time = self.pid, self.vm_id, self._asked["time"]
         again.kernel, again.kaslr_offset, again.lstar, again.level = told.kernel, told.kaslr_offset, told.lstar, told.level
@@ -334,7 +345,11 @@ class GuestVm:
     def _take_done(self, value: dict[str, Any]) -> None:
         asked, self._asked = self._asked, {}
         failed = str(value.get("failed", ""))[:1000]
-        if asked.get("do") == "open":
+        if value.get("ended") is True:
+            self.tasks.end_process(gone=False)
+            self._note(VM_ENDED)
+            self._give_up(VM_ENDED)
+        elif asked.get("do") == "open":
             self._opened(value, failed)
         elif asked.get("do") == "owners" and not failed:
             for tgid, start in check_owners(value.get("owners")):
@@ -343,6 +358,7 @@ class GuestVm:
             self.tasks.end_process(gone=not failed and not value.get("found"))
             if failed:
                 self._note(f"a process could not be read: {failed}")
+            self._note_parts(value.get("problems"))
         elif asked.get("do") == "modules" and failed:
             self._modules.failed()
             self._note(f"modules that were loaded since could not be read: {failed}")
@@ -417,6 +433,12 @@ class GuestVm:
             when = self._record.time if self._record else 0
             kernel = pb.VmKernel(vm_pid=self.pid, vm_id=self.vm_id, time=when, lstar=lstar, level="addresses", reason=reason)
             self._store.event(pb.GuestEvent(kernel=kernel))
+
+    def _note_parts(self, problems: Any) -> None:
+        """``problems``: what JSON holds. One stands for all: of a guest that changes all the time something is often missed."""
+        if isinstance(problems, list) and problems and not self._told_parts:
+            self._told_parts = True
+            self._note(f"parts of a process could not be read: {str(problems[0])[:1000]}")
 
     def _note(self, text: str) -> None:
         if text not in self.state.problems and len(self.state.problems) < 16:

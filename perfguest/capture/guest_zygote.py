@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,10 @@ class Zygote:
     def pid(self) -> int:
         return self._process.pid
 
+    def cpu_seconds(self) -> float:
+        """That it has used itself, nearly all of it to load. 0 if it has ended."""
+        return cpu_seconds(self.pid)
+
     def fork(self, memory: int, channel: int, limits: dict[str, int]) -> tuple[int, int]:
         """(pid, pidfd) of a new reader, which has these two descriptors. The pidfd is the caller's. Raises :class:`CaptureError`."""
         try:
@@ -85,6 +90,15 @@ class Zygote:
         if "ended" in value:
             self._ended[value["ended"]] = value["status"]
         return value, fds
+
+
+def cpu_seconds(pid: int) -> float:
+    """That a process has used; 0 if it has ended."""
+    try:
+        # Of a process by its id: clock_getcpuclockid(3).
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
 
 
 def _environment() -> dict[str, str]:

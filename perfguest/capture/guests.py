@@ -24,15 +24,20 @@ from perfguest.capture.guest_vm import GuestState, GuestVm
 from perfguest.capture.guest_zygote import Zygote
 from perfguest.capture.messages import human_size
 from perfguest.capture.observer import Observer, Seen
-from perfguest.capture.vms import holds_vm, printable
+from perfguest.capture.vms import holds_vm
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError, PerfguestError
+from perfguest.guest.memory import VM_ENDED
+from perfguest.terminal import printable
 
 _TICK_SECONDS = 0.25
 #: A reader takes some 100 MB.
 _MOST_READERS = 32
-#: Opening a kernel that is not known yet takes a core for about a second, and makes it known to the next.
-_MOST_OPENING = 1
+#: Opening a kernel that is not known yet takes a core for about a second, and makes it known to the next: so one after the other. One that takes longer than so
+#: many seconds holds the others up no more, as long as so many are at it at most: then each waits until another has ended, or has had its time.
+_OPENING_SECONDS, _MOST_OPENING = 5.0, 4
+#: On a machine that is slower, as an emulated one, it is so many times what loading the reader took of CPU time, of which opening takes about as much.
+_OPENING_LOADS = 4.0
 
 
 @dataclass(frozen=True)
@@ -155,19 +160,23 @@ class Guests:
             stopping, abandoned = self._stopping, self._abandoned
             self._take_inbox()
             tables.step()
-            # The next VM most likely runs the same kernel: then it costs little once the tables are made.
-            opening = _MOST_OPENING if tables.busy else sum(vm.opening for vm in self._vms.values())
             for vm in self._vms.values():
                 if stopping:
                     vm.end()
-                before = vm.opening
-                vm.step(may_open=before or opening < _MOST_OPENING, hurry=stopping)
-                opening += vm.opening - before
+                vm.step(may_open=vm.wants_opening and self._may_open(tables), hurry=stopping)
             if abandoned or (stopping and not self._inbox and not tables.busy and all(vm.idle for vm in self._vms.values())):
                 break
             self._wait(tables)
         for vm in self._vms.values():
             vm.finish()
+
+    def _may_open(self, tables: TablesMaker) -> bool:
+        """Whether another kernel may be opened. The next VM most likely runs the same: then it costs little once its tables are made."""
+        running = [vm.reader.busy_seconds() for vm in self._vms.values() if vm.opening and vm.reader]
+        if tables.busy:
+            running.append(tables.reader.busy_seconds() if tables.reader else 0.0)
+        patience = max(_OPENING_SECONDS, _OPENING_LOADS * self._zygote.cpu_seconds() if self._zygote else 0.0)
+        return len(running) < _MOST_OPENING and all(seconds > patience for seconds in running)
 
     def _wait(self, tables: TablesMaker) -> None:
         poll = select.poll()
@@ -211,13 +220,16 @@ class Guests:
     def _start_reader(self, pid: int) -> ReaderProcess | None:
         if sum(vm.reader is not None for vm in self._vms.values()) >= _MOST_READERS:
             return None
+        process = self._proc / str(pid)
         try:
-            memory = os.open(self._proc / str(pid) / "mem", os.O_RDONLY | os.O_CLOEXEC)
+            memory = os.open(process / "mem", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            if not holds_vm(process):
+                raise CaptureError(VM_ENDED, "Recording went on without its memory.") from error
             raise CaptureError(f"the memory of process {pid} cannot be opened: {error.strerror}", "Recording went on without it.") from error
-        if not holds_vm(self._proc / str(pid)):
+        if not holds_vm(process):
             os.close(memory)
-            raise CaptureError(f"process {pid} has no VM any more", "Recording went on without its memory.")
+            raise CaptureError(VM_ENDED, "Recording went on without its memory.")
         return self._make_reader(memory)
 
     def _make_reader(self, memory: int) -> ReaderProcess:

@@ -7,9 +7,14 @@ import shutil
 import sys
 from typing import TextIO
 
+from perfguest.terminal import printable
+
+# Of what compilers and perf say.
+_LINES = "\n\t"
+
 
 class Messages:
-    """Lines to a stream. The live line is there only if the stream is a terminal."""
+    """Lines to a stream, of which each is printable, whatever the text holds. The live line is there only if the stream is a terminal."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -19,21 +24,21 @@ class Messages:
     def say(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        self._print(f"perfguest: {text}\n")
+        self._print(f"perfguest: {printable(text, _LINES)}\n")
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}")
 
     def result(self, text: str) -> None:
-        """A line that stays, as it is."""
+        """A line that stays, without our name."""
         self.clear()
-        self._print(f"{text}\n")
+        self._print(f"{printable(text, _LINES)}\n")
 
     def live(self, text: str) -> None:
         """Shows the text in place of the one before."""
         if self.live_line:
             width = shutil.get_terminal_size().columns - 1
-            self._print(f"\r{text[:width]}\x1b[K")
+            self._print(f"\r{printable(text)[:width]}\x1b[K")
             self._shown = True
 
     def clear(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError, EnvironmentProblem
+from perfguest.terminal import printable
 
 _LOG_LINES = 15
 #: perf looks through all that it wrote when it ends, for build ids.
@@ -125,7 +125,7 @@ class Perf:
         status = self._process.wait()
         log = self._settings.log
         lines = [line for line in _tail(log).splitlines() if line.strip()][-_LOG_LINES:]
-        text = "\n".join(_printable(line) for line in lines)
+        text = "\n".join(printable(line.expandtabs()) for line in lines)
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         if "No space left on device" in text:
             return CaptureError(
@@ -178,7 +178,3 @@ def _tail(path: Path) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
-
-
-def _printable(line: str) -> str:
-    return re.sub(r"[^\x20-\x7e\u00a0-\uffff]", "?", line.expandtabs())

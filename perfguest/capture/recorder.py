@@ -21,13 +21,14 @@ from perfguest.capture.messages import Messages, human_size, plural
 from perfguest.capture.perf import Perf, PerfSettings, perf_version
 from perfguest.capture.rings import ring_bytes
 from perfguest.capture.signals import Signals
-from perfguest.capture.vms import Vm, VmList, printable, select_vms
+from perfguest.capture.vms import Vm, VmList, select_vms
 from perfguest.capture.waiting import wait_readable
 from perfguest.capture.workload import Workload, check_command
 from perfguest.errors import CaptureError, PerfguestError
 from perfguest.formats.guest_snapshot import DIRECTORY as SNAPSHOT
 from perfguest.formats.recording import FORMAT_VERSION, prepare_directory, write_recording
 from perfguest.proto import recording_pb2 as pb
+from perfguest.terminal import printable
 
 _TICK_SECONDS = 0.5
 _REFRESH_SECONDS = 1.0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from perfguest.errors import UsageError
 from perfguest.proto import recording_pb2 as pb
+from perfguest.terminal import printable
 
 _VM_LINK = "anon_inode:kvm-vm"
 #: A VMM opens its VM soon after it starts; a process that had none in so many looks gets one more look at the end only.
@@ -95,11 +96,6 @@ def vm_name(comm: str, command_line: Sequence[str], pid: int) -> str:
         if option in ("--id", "--name", "--vm-name") and value:
             return value
     return f"{comm}-{pid}"
-
-
-def printable(text: str) -> str:
-    """The text with everything escaped that could do something to a terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _options(command_line: Sequence[str]) -> Iterable[tuple[str, str]]:

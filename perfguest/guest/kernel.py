@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from perfguest.formats.orc import ENTRY_SIZE, read_orc
 from perfguest.guest import tables
 from perfguest.guest.image import START_KERNEL_MAP, KernelImage, build_id_note, read_image
 from perfguest.guest.kallsyms import NO_SYMBOLS, Symbols, read_symbols
-from perfguest.guest.memory import ADDRESS, GuestFault, GuestMemory
+from perfguest.guest.memory import ADDRESS, TAKEN_AWAY, GuestFault, GuestMemory, VmEnded
 from perfguest.guest.task_layout import TaskLayout, read_task_layout
 from perfguest.guest.vmcoreinfo import VmcoreInfo, find_vmcoreinfo, kernel_page_tables, read_vmcoreinfo, release_of
 from perfguest.proto import guest_pb2, tables_pb2
@@ -46,7 +46,10 @@ _AGREEING = 3
 _MAX_TEXT = 64 << 20
 #: zlib's level: the fastest.
 _PACKING = 1
+# Problems that a reason names.
+_TOLD = 8
 _LEVELS = ("addresses", "symbols", "processes")
+_CHANGES = "its kernel's tables change while they are read"
 _NO_TABLES = "its kernel's own page tables cannot be found"
 # Of a user page table with page-table isolation: the kernel's is the page before (arch/x86/entry/calling.h).
 _USER_TABLE = 1 << 12
@@ -81,6 +84,8 @@ class LiveKernel:
     reason: str
     info: VmcoreInfo | None
     text: tuple[int, int]
+    #: What could not be read of it besides, in words.
+    problems: list[str] = field(default_factory=list)
 
     def address_of(self, name: str) -> int | None:
         """Address in memory of the first of the kernel's symbols with this name; that of a per-CPU variable as ``/proc/kallsyms`` has it."""
@@ -91,7 +96,7 @@ class LiveKernel:
         return self.memory.read_virtual(self.kernel_cr3, gva, size)
 
     def kernel_proto(self) -> guest_pb2.Kernel:
-        """What is the same in every guest with this kernel, at the addresses it was linked at. What cannot be read is left out."""
+        """What is the same in every guest with this kernel, at the addresses it was linked at. What cannot be read (any more) is left out."""
         result = guest_pb2.Kernel(format_version=FORMAT_VERSION, release=self.release, build_id=self.build_id, has_btf=self.prog is not None)
         if not len(self.symbols):
             return result
@@ -103,18 +108,30 @@ class LiveKernel:
             result.text.add(address=start - self.kaslr_offset, data=self.read(start, min(end - start, _MAX_TEXT)))
             if (orc := self._orc()) is not None:
                 result.orc.CopyFrom(orc)
-        except (GuestFault, FormatError):
-            return result
+        except (GuestFault, FormatError, VmEnded) as error:
+            self.problems.append(f"its kernel's code and ORC table: {error.message}")
         return result
 
-    def vm_kernel_proto(self, vm_pid: int, vm_id: int, time: int) -> guest_pb2.VmKernel:
-        """What this guest's kernel has of its own: where it is, its modules and BPF programs as they are now. ``time``: of the recording's clock, ns."""
-        problems: list[str] = [self.reason] if self.reason else []
+    def vm_kernel_proto(self, vm_pid: int, vm_id: int, time: int, *, whole: bool = False) -> guest_pb2.VmKernel:
+        """What this guest's kernel has of its own: where it is, its modules and BPF programs as they are now. ``time``: of the recording's clock, ns.
+
+        ``whole``: raises :class:`GuestUnreadable` rather than give some of the modules.
+        """
+        problems = [*([self.reason] if self.reason else []), *self.problems]
         result = guest_pb2.VmKernel(vm_pid=vm_pid, vm_id=vm_id, time=time, kernel=self.build_id.hex(), kaslr_offset=self.kaslr_offset, lstar=self.lstar)
         if self.prog is not None:
-            result.modules.extend(modules.read_modules(self.prog, problems))
-            result.bpf.CopyFrom(modules.read_bpf(self.prog, problems))
-        result.level, result.reason = self.level, "; ".join(problems[:8])
+            try:
+                loaded = modules.read_loaded(self.prog)
+            except VmEnded as end:
+                if whole:
+                    raise
+                loaded = modules.Loaded(problems=[end.message])
+            if whole and not loaded.whole:
+                raise GuestUnreadable("; ".join(loaded.problems[:_TOLD]))
+            problems += loaded.problems
+            result.modules.extend(loaded.modules)
+            result.bpf.CopyFrom(loaded.bpf)
+        result.level, result.reason = self.level, "; ".join(problems[:_TOLD])
         return result
 
     def module_text_proto(self, address: int, size: int) -> guest_pb2.ModuleText:
@@ -135,14 +152,25 @@ class LiveKernel:
         count = (places_end - places) // 4
         if not places or not entries or (entries_end - entries) // ENTRY_SIZE != count:
             return None
-        return read_orc(self.read, places, entries, count, self.kaslr_offset)
+        pieces: list[tuple[int, bytes]] = []
+
+        def read(address: int, size: int) -> bytes:
+            pieces.append((address, self.read(address, size)))
+            return pieces[-1][1]
+
+        orc = read_orc(read, places, entries, count, self.kaslr_offset)
+        if any(self.read(address, len(data)) != data for address, data in pieces):
+            raise FormatError(_CHANGES)
+        return orc
 
 
 def open_kernel(memory: GuestMemory, hints: Iterable[tuple[int, int]], la57: bool = False) -> LiveKernel:
     """Opens the kernel of a guest. ``hints``: (CR3, LSTAR) of its vCPUs, best first; ``la57``: its page tables have five levels, as far as is known.
 
-    Sets ``memory.la57``. Raises :class:`GuestUnreadable` if none of the hints leads to a Linux kernel.
+    Sets ``memory.la57``. Raises :class:`GuestUnreadable` if none of the hints leads to a Linux kernel, and as all that reads guests' memory does,
+    :class:`perfguest.guest.memory.VmEnded`.
     """
+    memory.taken_away = False
     best: tuple[LiveKernel, bool] | None = None
     poor, reason = 0, "no register of its CPUs is known"
     for cr3, lstar in islice(hints, MAX_HINTS):
@@ -153,6 +181,10 @@ def open_kernel(memory: GuestMemory, hints: Iterable[tuple[int, int]], la57: boo
             except (GuestFault, FormatError) as fault:
                 reason = fault.message
                 continue
+            except VmEnded:
+                if best is None:
+                    raise
+                break
             if best is None or _LEVELS.index(kernel.level) > _LEVELS.index(best[0].level):
                 best = kernel, levels
             poor += 1
@@ -160,8 +192,11 @@ def open_kernel(memory: GuestMemory, hints: Iterable[tuple[int, int]], la57: boo
         if best is not None and (_is_sure(best[0]) or poor >= _AGREEING):
             break
     if best is None:
-        raise GuestUnreadable(f"no Linux kernel in the guest's memory: {reason}")
+        raise GuestUnreadable(f"no Linux kernel in the guest's memory: {TAKEN_AWAY if memory.taken_away else reason}")
     kernel, memory.la57 = best
+    if memory.taken_away and kernel.level != "processes":
+        # Whatever was not found may have been there.
+        kernel.reason = f"{TAKEN_AWAY}: {kernel.reason}"
     return kernel
 
 
@@ -226,6 +261,8 @@ def _open(memory: GuestMemory, cr3: int, lstar: int) -> LiveKernel:
     info = find_vmcoreinfo(memory, cr3, image)
     try:
         symbols, reason = read_symbols(image, info, lstar), ""
+        if symbols.tables is not None:
+            _check_still(memory, cr3, image, symbols.tables.start, symbols.tables.end)
     except FormatError as error:
         symbols, reason = NO_SYMBOLS, error.message
     except MemoryError:
@@ -258,7 +295,7 @@ def _add_types(kernel: LiveKernel, image: KernelImage, own: int | None) -> None:
     if own is None and _HAS_DRGN:
         kernel.reason = _NO_TABLES
         return
-    _make_program(kernel, lambda: BtfTable(_btf(image, kernel.symbols)))
+    _make_program(kernel, lambda: BtfTable(_btf(kernel, image)))
 
 
 def _make_program(kernel: LiveKernel, types: Callable[[], BtfTable]) -> None:
@@ -268,19 +305,26 @@ def _make_program(kernel: LiveKernel, types: Callable[[], BtfTable]) -> None:
     try:
         source = program.Source(kernel.memory, kernel.release, kernel.info, kernel.symbols, kernel.kernel_cr3, kernel.kaslr_offset, types())
         kernel.prog = program.open_program(source)
-    except (FormatError, GuestFault) as error:
+    except (FormatError, GuestFault, VmEnded) as error:
         kernel.reason = error.message
     else:
         kernel.level = "processes"
 
 
-def _btf(image: KernelImage, symbols: Symbols) -> bytes:
-    start, stop = symbols.address_of("__start_BTF"), symbols.address_of("__stop_BTF")
+def _check_still(memory: GuestMemory, cr3: int, image: KernelImage, start: int, stop: int) -> None:
+    """Raises :class:`FormatError` if tables that no kernel ever changes are others now than when the image was read, GuestFault if they are not there."""
+    if memory.read_virtual(cr3, start, stop - start) != image.read(start, stop - start):
+        raise FormatError(_CHANGES)
+
+
+def _btf(kernel: LiveKernel, image: KernelImage) -> bytes:
+    start, stop = kernel.address_of("__start_BTF"), kernel.address_of("__stop_BTF")
     if start is None or stop is None:
         raise FormatError("its kernel was built without BTF")
     data = image.read(start, stop - start) if 0 < stop - start <= MAX_BTF else None
     if data is None:
         raise FormatError(f"its kernel says that it has BTF of {stop - start} bytes at {start:#x}, and has not")
+    _check_still(kernel.memory, kernel.kernel_cr3, image, start, stop)
     return data
 
 

@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from perfguest.guest.kernel import GuestUnreadable
 from perfguest.guest.memory import PAGE, GuestFault
-from perfguest.guest.paths import path_of
-from perfguest.guest.view import View
+from perfguest.guest.paths import DELETED, MAX_PATH, TOO_LONG, path_of
+from perfguest.guest.view import Exhausted, View
 
 MAX_MAPPINGS = 10_000
 #: Of all paths of a process together, in bytes.
 MAX_PATHS = 4 << 20
 UNREADABLE = b"<unreadable>"
+
+T = TypeVar("T")
 
 _VM_EXEC = 4
 _TOP = 1 << 64
@@ -40,9 +43,9 @@ class Area:
     file: int
 
 
-def read_mappings(view: View, mm: int, problems: list[str]) -> list[Area]:
-    """The mappings of a ``mm_struct``, ascending. What could not be read goes to ``problems`` in words."""
-    paths: dict[int, tuple[bytes, int]] = {}
+def read_mappings(view: View, mm: int, problems: list[str], paths: dict[int, tuple[bytes, int]]) -> list[Area]:
+    """The mappings of a ``mm_struct``, ascending. What could not be read goes to ``problems`` in words. ``paths``: gets path and inode number of each file by
+    the address of its structure."""
     areas: list[Area] = []
     end = length = 0
     for vma in areas_of(view, mm):
@@ -74,6 +77,11 @@ def areas_of(view: View, mm: int) -> Iterator[int]:
             return
         yield vma
         vma = view.get(vma, "vm_area_struct", "vm_next")
+
+
+def is_still(view: View, paths: Mapping[int, tuple[bytes, int]]) -> bool:
+    """Whether the files have the paths that were read of them, so that no name is made of one before and one after they were renamed."""
+    return all(_read_file(view, file) == known for file, known in paths.items() if known[0] != UNREADABLE)
 
 
 def read_area(view: View, mm: int, vma: int) -> Area:
@@ -122,22 +130,33 @@ def _area(view: View, mm: int, vma: int, paths: dict[int, tuple[bytes, int]], pr
             paths[file] = _file(view, file, problems)
         path, inode = paths[file]
     else:
-        path, inode = _name(view, mm, vma, start, end), 0
+        path, inode = _unless_unreadable(problems, "a mapping's name", lambda: _name(view, mm, vma, start, end), UNREADABLE), 0
     return Area(start, end, offset, bool(view.get(vma, "vm_area_struct", "vm_flags") & _VM_EXEC), path, inode, vma, file)
 
 
 def _file(view: View, file: int, problems: list[str]) -> tuple[bytes, int]:
     """Path and inode number as the user sees them."""
+    return _unless_unreadable(problems, "a mapped file's path", lambda: _read_file(view, file), (UNREADABLE, 0))
+
+
+def _read_file(view: View, file: int) -> tuple[bytes, int]:
+    path, inode = view.at(file, "file", "f_path"), view.get(file, "file", "f_inode")
+    if user := _user_path(view, file):
+        path = user
+        inode = view.get(view.get(path, "path", "dentry"), "dentry", "d_inode")
+    name = path_of(view, view.get(path, "path", "mnt"), view.get(path, "path", "dentry")).replace(b"\n", b"\\012")
+    return name if len(name) <= MAX_PATH + len(DELETED) else TOO_LONG, view.get(inode, "inode", "i_ino")
+
+
+def _unless_unreadable(problems: list[str], what: str, read: Callable[[], T], instead: T) -> T:
+    """One mapping that makes no sense is not to cost the others."""
     try:
-        path, inode = view.at(file, "file", "f_path"), view.get(file, "file", "f_inode")
-        if user := _user_path(view, file):
-            path = user
-            inode = view.get(view.get(path, "path", "dentry"), "dentry", "d_inode")
-        name = path_of(view, view.get(path, "path", "mnt"), view.get(path, "path", "dentry"))
-        return name.replace(b"\n", b"\\012"), view.get(inode, "inode", "i_ino")
-    except GuestFault as fault:
-        problems.append(f"a mapped file's path: {fault}")
-        return UNREADABLE, 0
+        return read()
+    except Exhausted:
+        raise
+    except (GuestFault, GuestUnreadable) as error:
+        problems.append(f"{what}: {error.message}")
+        return instead
 
 
 def _user_path(view: View, file: int) -> int | None:

@@ -7,6 +7,7 @@ there are levels, and each read is bounded before memory is taken for it.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from bisect import bisect_right
@@ -23,15 +24,28 @@ PAGE = 4096
 #: Bits of a page table entry: Intel SDM volume 3A, 4.5; AMD APM volume 2, 5.3.
 PRESENT, LARGE, ADDRESS = 1, 0x80, 0x000F_FFFF_FFFF_F000
 
+#: Why nothing more can be read, in the words that everybody uses for it.
+VM_ENDED = "the VM ended while it was read"
+#: Why memory that KVM has in a slot cannot be read.
+TAKEN_AWAY = "the VM took memory away while it was read"
+
 _WORD = struct.Struct("<Q")
 
 
 class GuestFault(PerfguestError):
-    """The guest has no memory at an address, or it cannot be read. ``address``: guest-physical or virtual, as was asked for."""
+    """The guest has no memory at an address, or it cannot be read. ``address``: guest-physical or virtual, as asked for; ``what``: the words without it."""
 
     def __init__(self, message: str, address: int) -> None:
         super().__init__(f"{message} at {address:#x}")
+        self.what = message
         self.address = address
+
+
+class VmEnded(PerfguestError):
+    """There is no VM any more. No GuestFault, for whoever leaves out what cannot be read: now nothing can."""
+
+    def __init__(self) -> None:
+        super().__init__(VM_ENDED)
 
 
 @dataclass(frozen=True)
@@ -44,11 +58,15 @@ class Piece:
 
 
 class GuestMemory:
-    """A guest's memory, read from ``fd`` (``/proc/PID/mem`` of the VMM) where ``slots`` have it. ``la57``: the guest's page tables have five levels."""
+    """A guest's memory, read from ``fd`` (``/proc/PID/mem`` of the VMM) where ``slots`` have it. ``la57``: the guest's page tables have five levels.
+
+    ``taken_away``: whether a slot's memory could not be read, since whoever cares set it to False. Each read raises :class:`VmEnded` once there is no VM.
+    """
 
     def __init__(self, fd: int, slots: Sequence[Memslot], la57: bool = False) -> None:
         self.fd = fd
         self.la57 = la57
+        self.taken_away = False
         self.slots = sorted((slot for slot in slots if slot.size > 0), key=lambda slot: slot.gpa)
         self._starts = [slot.gpa for slot in self.slots]
 
@@ -100,10 +118,15 @@ class GuestMemory:
             try:
                 count = os.preadv(self.fd, [view[done:]], hva + done)
             except (OSError, OverflowError) as error:
+                if isinstance(error, OSError) and error.errno == errno.EIO:
+                    # Nothing is mapped there in the VMM.
+                    self.taken_away = True
+                    raise GuestFault(TAKEN_AWAY, gpa + done) from error
                 reason = error.strerror if isinstance(error, OSError) else "no such address"
                 raise GuestFault(f"guest memory cannot be read: {reason}", gpa + done) from error
             if not count:
-                raise GuestFault("guest memory is gone", gpa + done)
+                # The descriptor keeps no address space alive: of a process that has none any more there are no bytes (mem_rw() in fs/proc/base.c).
+                raise VmEnded
             done += count
 
     def _walk(self, cr3: int, gva: int, tables: dict[int, Sequence[int]]) -> Piece:
@@ -115,6 +138,8 @@ class GuestMemory:
                 try:
                     tables[table] = self.table(table)
                 except GuestFault as fault:
+                    if self.holds(table):
+                        raise
                     raise GuestFault("a page table is not in guest memory", gva) from fault
             entry = tables[table][gva >> shift & 511]
             if not entry & PRESENT:

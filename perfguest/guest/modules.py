@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import drgn
 import numpy as np
@@ -31,23 +32,57 @@ _UNFORMED = 3
 _SYMBOL_NAME, _MAX_NOTES = 512, 16
 
 
-def read_modules(prog: Program, problems: list[str]) -> list[guest_pb2.Module]:
-    """The modules that are loaded, by address. What cannot be read of them is left out, and told in ``problems``."""
-    modules = []
+@dataclass
+class Loaded:
+    """``modules``: by address; ``bpf``: programs and trampolines, named as ``/proc/kallsyms`` does. ``problems``: what could not be read of them, in words.
+    ``whole``: whether none is missing, as far as the kernel has lists of them."""
+
+    modules: list[guest_pb2.Module] = field(default_factory=list)
+    bpf: guest_pb2.Symbols = field(default_factory=guest_pb2.Symbols)
+    problems: list[str] = field(default_factory=list)
+    whole: bool = True
+
+    def missed(self, what: str, error: Exception) -> None:
+        """A list could not be read to its end."""
+        # In front of what is told of single modules, of which there may be many.
+        self.problems.insert(0, f"{what}: {error}")
+        # A kernel without a variable or a member will never have it.
+        self.whole = self.whole and isinstance(error, LookupError)
+
+
+def read_loaded(prog: Program) -> Loaded:
+    """What is loaded now. What cannot be read is left out."""
+    loaded = _read_loaded(prog)
+    # Most likely one of them went meanwhile.
+    return loaded if loaded.whole else _read_loaded(prog)
+
+
+def _read_loaded(prog: Program) -> Loaded:
+    loaded = Loaded()
     try:
-        head = prog["modules"].address_of_().value_()
-        type_ = prog.type("struct module")
-        for address in _list(prog, head, drgn.offsetof(type_, "list"), MAX_MODULES):
-            module = _module(Object(prog, type_, address=address), problems)
-            if module:
-                modules.append(module)
+        _read_modules(prog, loaded)
     except _ERRORS as error:
-        problems.append(f"modules: {error}")
-    return sorted(modules, key=lambda module: module.address)
+        loaded.missed("modules", error)
+    loaded.modules.sort(key=lambda module: module.address)
+    _read_bpf(prog, loaded)
+    return loaded
 
 
-def read_bpf(prog: Program, problems: list[str]) -> guest_pb2.Symbols:
-    """Programs and trampolines of BPF, named as ``/proc/kallsyms`` does."""
+def _read_modules(prog: Program, loaded: Loaded) -> None:
+    head = prog["modules"].address_of_().value_()
+    type_ = prog.type("struct module")
+    for address in _list(prog, head, drgn.offsetof(type_, "list"), MAX_MODULES):
+        try:
+            module = _module(Object(prog, type_, address=address), loaded.problems)
+        except _ERRORS as error:
+            loaded.problems.append(f"a module: {error}")
+            loaded.whole = False
+            continue
+        if module:
+            loaded.modules.append(module)
+
+
+def _read_bpf(prog: Program, loaded: Loaded) -> None:
     rows: list[tuple[int, bytes, bytes]] = []
     try:
         type_ = prog.type("struct bpf_ksym")
@@ -56,8 +91,8 @@ def read_bpf(prog: Program, problems: list[str]) -> guest_pb2.Symbols:
             text = prog.read(address + name[0], min(name[1], _SYMBOL_NAME)).split(b"\0", 1)[0]
             rows.append((prog.read_u64(address + drgn.offsetof(type_, "start")), b"t", text))
     except _ERRORS as error:
-        problems.append(f"BPF programs: {error}")
-    return symbols_proto(rows)
+        loaded.missed("BPF programs", error)
+    loaded.bpf = symbols_proto(rows)
 
 
 def symbols_proto(rows: list[tuple[int, bytes, bytes]]) -> guest_pb2.Symbols:
@@ -84,7 +119,7 @@ def _list(prog: Program, head: int, offset: int, limit: int) -> Iterator[int]:
 
 def _module(module: Object, problems: list[str]) -> guest_pb2.Module | None:
     # Read at once, so that all of it is of one moment; what it points to is checked as it is read.
-    module = module.read_()
+    live, module = module, module.read_()
     name = module.name.string_()
     if module.state.value_() == _UNFORMED:
         return None
@@ -97,6 +132,9 @@ def _module(module: Object, problems: list[str]) -> guest_pb2.Module | None:
             read(module, result)
         except _ERRORS as error:
             problems.append(f"{name.decode()}: {what}: {error}")
+    again = live.read_()
+    if (again.name.string_(), again.state.value_(), _text(again)) != (name, module.state.value_(), (address, size)):
+        raise FormatError("a module that went while it was read")
     return result
 
 
@@ -188,5 +226,5 @@ def _has(struct: Object, member: str) -> bool:
 
 
 def _offset_and_size(type_: Type, member: str) -> tuple[int, int]:
-    field = type_.member(member)
-    return field.bit_offset // 8, drgn.sizeof(field.type)
+    found = type_.member(member)
+    return found.bit_offset // 8, drgn.sizeof(found.type)

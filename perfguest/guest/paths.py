@@ -11,6 +11,8 @@ from perfguest.guest.view import View
 MAX_PATH = 4096
 #: What stands for a path that is longer.
 TOO_LONG = b"<too_long>"
+#: Behind the path of a file that was deleted.
+DELETED = b" (deleted)"
 _MAX_CHILDREN = 4096
 _MAX_MOUNTS = 1024
 
@@ -19,7 +21,7 @@ def path_of(view: View, mount: int, dentry: int) -> bytes:
     """The path of ``struct path`` {mount, dentry} as ``d_path`` gives it, up to the root of its mount namespace."""
     if special := _named_by_its_file_system(view, mount, dentry):
         return special
-    suffix = b" (deleted)" if _parent(view, dentry) != dentry and not view.get(dentry, "dentry", "d_hash.pprev") else b""
+    suffix = DELETED if _parent(view, dentry) != dentry and not view.get(dentry, "dentry", "d_hash.pprev") else b""
     parts: list[bytes] = []
     length = 0
     mount -= view.layout.offset("mount", "mnt")
@@ -48,7 +50,8 @@ def look_up(view: View, mount: int, dentry: int, path: list[bytes]) -> int | Non
     """The dentry of a path of plain names below ``struct path`` {mount, dentry}, mounts crossed; None if the dentry cache has none."""
     mount -= view.layout.offset("mount", "mnt")
     for name in path:
-        child = next((child for child in _children(view, dentry) if name_of(view, child) == name and view.get(child, "dentry", "d_inode")), None)
+        parent = dentry
+        child = next((child for child in _children(view, parent) if _is_found(view, parent, child, name)), None)
         if child is None:
             return None
         dentry = child
@@ -68,7 +71,7 @@ def _named_by_its_file_system(view: View, mount: int, dentry: int) -> bytes | No
         return None
     address_of = view.kernel.address_of
     if function == address_of("simple_dname"):
-        return b"/" + name_of(view, dentry) + b" (deleted)"
+        return b"/" + name_of(view, dentry) + DELETED
     if function == address_of("anon_inodefs_dname"):
         return b"anon_inode:" + name_of(view, dentry)
     inode = view.get(dentry, "dentry", "d_inode")
@@ -101,12 +104,23 @@ def _list(view: View, head: int, link: int, limit: int) -> Iterator[int]:
     raise GuestUnreadable(f"a list of the guest's has more than {limit} members")
 
 
+def _is_found(view: View, parent: int, child: int, name: bytes) -> bool:
+    """Whether the kernel finds it by its name (__d_lookup() in fs/dcache.c): what was deleted stays a child as long as it is open, but unhashed."""
+    if view.get(child, "dentry", "d_name.len") != len(name) or name_of(view, child) != name:
+        return False
+    return _parent(view, child) == parent and bool(view.get(child, "dentry", "d_hash.pprev")) and bool(view.get(child, "dentry", "d_inode"))
+
+
 def _parent(view: View, dentry: int) -> int:
     return view.get(dentry, "dentry", "d_parent")
 
 
 def name_of(view: View, dentry: int) -> bytes:
+    """The file's name. Raises GuestUnreadable for one that no kernel has, or of another length than it says (__d_alloc() in fs/dcache.c ends it with a NUL)."""
     length = view.get(dentry, "dentry", "d_name.len")
     if length > MAX_PATH:
         raise GuestUnreadable(f"a name of {length} bytes in the guest's dentry cache")
-    return view.read(view.get(dentry, "dentry", "d_name.name"), length).partition(b"\0")[0]
+    name, nul, rest = view.read(view.get(dentry, "dentry", "d_name.name"), length + 1).partition(b"\0")
+    if not nul or rest:
+        raise GuestUnreadable("a name in the guest's dentry cache that changes")
+    return name

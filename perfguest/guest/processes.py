@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from perfguest.guest import page_cache, paths, tasks
+from perfguest.guest import mappings, page_cache, paths, tasks
 from perfguest.guest.binaries import VDSO, Source, files, source_of
 from perfguest.guest.kernel import GuestUnreadable, LiveKernel
-from perfguest.guest.mappings import Area, read_mappings
+from perfguest.guest.mappings import Area
 from perfguest.guest.memory import GuestFault
 from perfguest.guest.view import Exhausted, View
 from perfguest.proto import guest_pb2
@@ -52,9 +52,10 @@ def inspect(kernel: LiveKernel, tgid: int, start_time: int | None = None) -> Liv
             task = _task(view, tgid, start_time)
             if task is None:
                 return None
-            process = _read(view, task, tgid)
+            seen: dict[int, tuple[bytes, int]] = {}
+            process = _read(view, task, tgid, seen)
             view.forget()
-            if _task(view, tgid, start_time) == task and _signature(view, task) == process.signature:
+            if _task(view, tgid, start_time) == task and _is_still(view, task, process) and mappings.is_still(view, seen):
                 return process
             reason = "it changed while it was read"
         except Exhausted as error:
@@ -111,7 +112,17 @@ def _signature(view: View, task: int) -> tuple[int, int]:
     return mm, view.get(mm, "mm_struct", "map_count") if mm else 0
 
 
-def _read(view: View, task: int, tgid: int) -> LiveProcess:
+def _is_still(view: View, task: int, process: LiveProcess) -> bool:
+    """Whether a second look finds the same: else names and mappings may be of different moments, as before and after it executed another program."""
+    message, (mm, _) = process.message, process.signature
+    if _signature(view, task) != process.signature or tasks.comm(view, task) != message.comm:
+        return False
+    if message.cgroup and tasks.cgroup(view, task) != message.cgroup:
+        return False
+    return not mm or tasks.command(view, mm, message.cr3) == message.command
+
+
+def _read(view: View, task: int, tgid: int, seen: dict[int, tuple[bytes, int]]) -> LiveProcess:
     problems: list[str] = []
     began = tasks.start_time(view, task)
     message = guest_pb2.Process(pid=tgid, tgid=tgid, start_time=began, comm=tasks.comm(view, task))
@@ -121,7 +132,7 @@ def _read(view: View, task: int, tgid: int) -> LiveProcess:
     if mm:
         message.cr3 = view.physical(view.get(mm, "mm_struct", "pgd"))
         message.command = tasks.command(view, mm, message.cr3)
-        areas = read_mappings(view, mm, problems)
+        areas = mappings.read_mappings(view, mm, problems, seen)
         _add_mappings(message, areas, _sources(view, areas, message.cr3, problems))
         message.perf_map = _part(problems, "its perf map", lambda: _perf_map(view, task, message.namespace_pid), b"")
     return LiveProcess(message, problems, (mm, count))

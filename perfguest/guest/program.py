@@ -87,7 +87,7 @@ def _physical(memory: GuestMemory) -> Callable[[int, int, int, bool], bytes]:
         try:
             return memory.read(address, count)
         except GuestFault as fault:
-            raise drgn.FaultError(fault.message, address) from fault
+            raise drgn.FaultError(fault.what, address) from fault
 
     return read
 

@@ -16,7 +16,7 @@ from perfguest.errors import FormatError, PerfguestError
 from perfguest.formats.guest_snapshot import is_key
 from perfguest.formats.guest_stream import Memslot
 from perfguest.guest import sandbox, wire
-from perfguest.guest.memory import GuestFault
+from perfguest.guest.memory import TAKEN_AWAY, GuestFault, VmEnded
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
 from perfguest.proto import tables_pb2
@@ -30,6 +30,8 @@ _KEPT_PROCESSES = 512
 #: Kernels' tables that are asked for at one opening: the guest says which it might run.
 _MOST_ASKED = 4
 _MOST_OWNERS = 256
+#: Of one process that are told.
+_MOST_PROBLEMS = 4
 
 
 class _Guest:
@@ -95,7 +97,7 @@ class _Guest:
         if mark and all(mark != one["mark"] for one in request["tables"]):
             try:
                 raw = kernel.raw()
-            except GuestFault:
+            except (GuestFault, VmEnded):
                 return mark
             if raw is not None and raw.ByteSize() <= wire.LIMITS[Kind.RAW]:
                 self._send(wire.frame(Kind.RAW, raw.SerializeToString()))
@@ -111,7 +113,8 @@ class _Guest:
 
     def modules(self, request: dict[str, Any]) -> dict[str, Any]:
         """Sends the kernel's modules and BPF programs as they are now."""
-        vm_kernel = self._kernel.vm_kernel_proto(request["vm_pid"], request["vm_id"], request["time"])
+        # Some of them would take the place of all that were known.
+        vm_kernel = self._kernel.vm_kernel_proto(request["vm_pid"], request["vm_id"], request["time"], whole=True)
         vm_kernel.cpu_seconds = time.process_time()
         self._send(wire.frame(Kind.EVENT, pb.GuestEvent(kernel=vm_kernel).SerializeToString()))
         return {}
@@ -129,12 +132,13 @@ class _Guest:
         return {"owners": processes.owners(self._kernel, request["tables"])[:_MOST_OWNERS]}
 
     def process(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Sends the process and gives the keys of its files, or nothing if it is gone."""
+        """Sends the process, and gives what could not be read of it; nothing if it is gone."""
         from perfguest.guest import processes
 
-        process = processes.read_process(self._kernel, request["tgid"], request["start"])
-        if process is None:
+        read = processes.inspect(self._kernel, request["tgid"], request["start"])
+        if read is None:
             return {"found": False}
+        process = read.message
         files = {_key(key): handle for key, handle in processes.files(process).items()}
         for mapping in process.mappings:
             if mapping.binary:
@@ -145,7 +149,7 @@ class _Guest:
         self._files[process.tgid] = files
         while len(self._files) > _KEPT_PROCESSES:
             del self._files[next(iter(self._files))]
-        return {"found": True}
+        return {"found": True, "problems": read.problems[:_MOST_PROBLEMS]}
 
     def binary(self, request: dict[str, Any]) -> dict[str, Any]:
         """Sends what is there of one of the process's files."""
@@ -162,9 +166,11 @@ class _Guest:
         wire.send(self._channel, data)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """How one request went; ``failed`` says why not well."""
+        """How one request went; ``failed`` says why not well, and ``ended`` that no other will."""
         if self._kernel is None and request["do"] not in {"open", "tables"}:
             return {"failed": "its kernel is not open"}
+        if self._kernel is not None:
+            self._kernel.memory.taken_away = False
         try:
             methods = {
                 "open": self.open,
@@ -176,8 +182,11 @@ class _Guest:
                 "binary": self.binary,
             }
             return methods[request["do"]](request)
+        except VmEnded as end:
+            return {"failed": end.message, "ended": True}
         except PerfguestError as error:
-            return {"failed": error.message}
+            missing = self._kernel is not None and self._kernel.memory.taken_away and TAKEN_AWAY not in error.message
+            return {"failed": f"{TAKEN_AWAY}: {error.message}" if missing else error.message}
         except MemoryError:
             return {"failed": "reading it takes more memory than is allowed"}
         except RecursionError:

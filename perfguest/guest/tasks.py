@@ -13,6 +13,8 @@ from perfguest.guest.view import View
 _MAX_THREADS = 4096
 _MAX_TASKS = 1 << 17
 _MAX_CGROUPS = 256
+# NAME_MAX
+_MAX_NAME = 255
 _MAX_COMMAND = 4096
 _PIDS = 1 << 22
 
@@ -85,8 +87,13 @@ def cgroup(view: View, task: int) -> bytes:
         parent = view.get(node, "kernfs_node", "parent", "__parent")
         if not parent:
             path = b"/" + b"/".join(reversed(parts))
-            return path if len(path) <= MAX_PATH else b""
-        parts.append(view.string(view.get(node, "kernfs_node", "name"), 256))
+            if len(path) > MAX_PATH:
+                raise GuestUnreadable(f"a cgroup's path of {len(path)} bytes")
+            return path
+        name = view.string(view.get(node, "kernfs_node", "name"), _MAX_NAME + 1)
+        if len(name) > _MAX_NAME:
+            raise GuestUnreadable("a cgroup's name without an end")
+        parts.append(name)
         node = parent
     raise GuestUnreadable(f"a cgroup with more than {_MAX_CGROUPS} parents")
 

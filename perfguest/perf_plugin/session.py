@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from perfguest.errors import EnvironmentProblem, FormatError, PerfguestError, UsageError
+from perfguest.terminal import printable
 from perfguest.writers import perf_script
 from perfguest.writers.text import escape
 
 # At the beginning of each perf.data: tools/perf/util/header.c.
 _MAGIC = b"PERFILE2"
 _PROC_SELF = Path("/proc/self")
+# Kept of messages.
+_LINES = "\n\t"
 # Options of 'perfguest convert' that the script takes too, and the fields of GuestSymbolOptions that they fill. The first three are perf's own as well.
 _GUEST_OPTIONS = {"guestkallsyms": "kallsyms", "guestvmlinux": "vmlinux", "guestmount": "mounts", "guest-binary": "binaries"}
 
@@ -29,7 +32,7 @@ def run(arguments: list[str]) -> int:
             sys.stderr.write(f"perfguest: all samples are printed; not taken into account: {escape(' '.join(ignored))}\n")
         _print(opened_recording(), options, sys.stdout.buffer)
     except PerfguestError as error:
-        sys.stderr.write(f"perfguest: {error}\n")
+        sys.stderr.write(f"perfguest: {printable(str(error), keep=_LINES)}\n")
         return error.exit_code
     except BrokenPipeError:
         # Who read has seen enough; as quiet as any program that SIGPIPE ends. Python would complain when it closes standard output.

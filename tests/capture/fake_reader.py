@@ -10,6 +10,7 @@ import zlib
 from typing import Any
 
 from perfguest.guest import wire, zygote
+from perfguest.guest.memory import VM_ENDED
 from perfguest.guest.tables import hashes
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
@@ -49,6 +50,8 @@ class Reader:
             getattr(self, request["do"])(request)
 
     def open(self, request: dict[str, Any]) -> None:
+        if self.mode == "busy up to VM 6":
+            self.mode = "busy" if request["vm_id"] <= 6 else "works"
         match self.mode:
             case "silent":
                 signal.pause()
@@ -86,6 +89,8 @@ class Reader:
             case "a layout of nonsense":
                 self.message(Kind.EVENT, pb.GuestEvent(kernel=pb.VmKernel(level="processes")))
                 self.done(layout={**LAYOUT, "pid": "1; rm -rf"})
+            case "ends":
+                self.done(failed=VM_ENDED, ended=True)
             case "fails":
                 self.done(failed="nothing there\x1b[31m")
             case _:
@@ -99,7 +104,7 @@ class Reader:
                 self.send(wire.pack(Kind.WANT, {"mark": [mark]}))
         if self.mode == "gives garbage for tables":
             self.send(wire.frame(Kind.RAW, b"\xff" * 1000))
-        if self.mode == "lies about tables":
+        if self.mode in {"lies about tables", "spins over tables"}:
             self.send(wire.frame(Kind.RAW, RAW.SerializeToString()))
         if mark not in request["known"]:
             self.message(Kind.KERNEL, image)
@@ -109,6 +114,8 @@ class Reader:
     def tables(self, request: dict[str, Any]) -> None:
         """What the maker of tables, which is a process like this one, gives back."""
         raw = tables_pb2.KernelRaw.FromString(wire.receive_payload(self.channel, Kind.RAW))
+        while self.mode == "spins over tables":
+            pass
         made = tables_pb2.KernelTables(format_version=1, fingerprint="0" * 64, release="6.1.0", build_id=b"\1" * 20, raw=hashes(raw))
         self.message(Kind.TABLES, made)
         self.done()
@@ -116,6 +123,9 @@ class Reader:
     def modules(self, request: dict[str, Any]) -> None:
         if self.mode == "dies at modules":
             os.kill(os.getpid(), signal.SIGSEGV)
+        if self.mode == "ends at modules":
+            self.done(failed=VM_ENDED, ended=True)
+            return
         loaded = pb.VmKernel(level="processes", kernel="ee", kaslr_offset=0x5000000)
         if self.mode in {"loads a module", "another module's code"}:
             loaded.modules.add(name=b"late", address=0xFFFFFFFFC0100000, size=0x3000)
@@ -136,6 +146,9 @@ class Reader:
     def process(self, request: dict[str, Any]) -> None:
         if self.mode == "dies at 666" and request["tgid"] == 666:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if self.mode == "ends at 666" and request["tgid"] == 666:
+            self.done(failed=VM_ENDED, ended=True)
+            return
         if self.mode == "gone":
             self.done(found=False)
             return
@@ -144,7 +157,7 @@ class Reader:
         for at, key in ((0x400, "aa"), (0x500, "bb")):
             process.mappings.add(start=at << 12, end=(at + 16) << 12, executable=True, path=b"/bin/" + key.encode(), binary=key)
         self.message(Kind.EVENT, pb.GuestEvent(process=process))
-        self.done(found=True)
+        self.done(found=True, problems=["its cgroup: none\x1b[31m", "more"] if self.mode == "parts" else [])
 
     def binary(self, request: dict[str, Any]) -> None:
         size = request["budget"] + (1 << 20) if self.mode == "more than its budget" else 8192

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 import zlib
@@ -13,15 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from perfguest.capture import guests
 from perfguest.capture.debugfs import TaskLayout
+from perfguest.capture.guest_modules import keep_known
 from perfguest.capture.guest_reader import ReaderLimits
 from perfguest.capture.guests import Guests, GuestSettings
 from perfguest.errors import EnvironmentProblem
 from perfguest.formats.guest_snapshot import GuestSnapshot, read_snapshot
 from perfguest.formats.guest_stream import Memslot
+from perfguest.proto import guest_pb2 as pb
 from tests.capture.fake_host import FakeHost
 from tests.capture.fake_reader import LAYOUT, kernel
 from tests.capture.made_stream import FORMAT, sample, vm_record
+from tests.polling import wait_until
 
 _LSTAR = 0xFFFF_FFFF_8100_0000
 _VM = vm_record(1, 500, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(1, 0x1000)
@@ -45,10 +50,7 @@ class Reading:
             raise EnvironmentProblem("the module does not want it")
 
     def wait(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + _DEADLINE
-        while not condition():
-            assert time.monotonic() < deadline, self.guests.summary({})
-            time.sleep(0.01)
+        wait_until(condition, _DEADLINE, lambda: self.guests.summary({}))
 
     def end(self) -> list[str]:
         self.guests.finish()
@@ -113,11 +115,12 @@ def test_process_is_read_again_at_a_new_name_and_at_unknown_code(reading: Callab
     run.guests.observe(_task(7, b"other"))
     run.wait(lambda: (run.directory / "events").exists() and len(run.snapshot.processes) == 2)
     # Known code asks nothing. Unknown code does, once the pause is over.
-    deadline = time.monotonic() + _DEADLINE
-    while len(run.snapshot.processes) < 3:
-        assert time.monotonic() < deadline
+
+    def is_read_again() -> bool:
         run.guests.observe(_task(7, b"other", ip=0x400000) + _task(7, b"other", ip=0x900000))
-        time.sleep(0.05)
+        return len(run.snapshot.processes) >= 3
+
+    run.wait(is_read_again)
     run.end()
 
 
@@ -330,11 +333,127 @@ def test_memory_that_cannot_be_opened(reading: Callable[..., Reading], fake_host
     assert "cannot be opened: No such file" in run.end()[0]
 
 
-def test_process_that_has_no_vm_is_not_read(reading: Callable[..., Reading], fake_host: FakeHost) -> None:
+@pytest.mark.parametrize("gone", ["its VM", "all of it"])
+def test_process_that_has_no_vm_is_not_read(reading: Callable[..., Reading], fake_host: FakeHost, gone: str) -> None:
     (fake_host.paths.proc / "500/fd/9").unlink()
+    if gone == "all of it":
+        shutil.rmtree(fake_host.paths.proc / "500")
     run = reading("works")
     run.guests.observe(_VM)
-    assert "has no VM any more" in run.end()[0]
+    assert run.end() == ["web: kernel not known, nothing from its memory: the VM ended while it was read"]
+
+
+def test_vm_that_ends_while_its_kernel_is_opened(reading: Callable[..., Reading]) -> None:
+    run = reading("ends")
+    run.guests.observe(_VM)
+    assert run.end() == ["web: kernel not known, nothing from its memory: the VM ended while it was read"]
+    assert [problem.text for problem in run.snapshot.problems] == ["the VM ended while it was read"]
+
+
+def test_vm_that_ends_between_two_processes(reading: Callable[..., Reading]) -> None:
+    """What was read stays, and nothing more is asked for."""
+    run = reading("ends at 666")
+    run.guests.observe(_VM)
+    for tgid in (5, 666, 7):
+        run.guests.observe(_task(tgid))
+    (line,) = run.end()
+    assert line == "web: Linux 6.1.0, 1 process, 0 binaries (0 B) from its memory, 2 not read in time: the VM ended while it was read"
+    assert [process.tgid for process in run.snapshot.processes] == [5]
+
+
+def test_module_list_of_a_vm_that_has_ended_takes_no_place(reading: Callable[..., Reading]) -> None:
+    run = reading("ends at modules")
+    run.guests.observe(_VM)
+    run.wait(lambda: run.told)
+    run.guests.observe(sample(1, 0x1000, ip=0xFFFFFFFFC0101000, time=7000))
+    assert run.end() == ["web: Linux 6.1.0, 0 processes, 0 binaries (0 B) from its memory: the VM ended while it was read"]
+    assert [each.time for each in run.snapshot.kernels] == [1000]
+
+
+def test_modules_keep_what_was_known_of_them() -> None:
+    known = pb.Module(name=b"a", address=0x1000, symbols=pb.Symbols(types=b"t"), orc=pb.Orc(addresses=bytes(8)))
+    same, moved, better = pb.Module(name=b"a", address=0x1000), pb.Module(name=b"a", address=0x2000), pb.Module(name=b"a", address=0x1000)
+    better.symbols.types = b"T"
+    keep_known([known], [same, moved, better])
+    assert (same.symbols.types, same.orc) == (b"t", known.orc)
+    assert not moved.symbols.types
+    assert (better.symbols.types, better.orc) == (b"T", known.orc)
+
+
+def test_parts_that_are_missing_are_told_once(reading: Callable[..., Reading]) -> None:
+    run = reading("parts")
+    run.guests.observe(_VM + b"".join(map(_task, (5, 6, 7))))
+    (line,) = run.end()
+    assert line.endswith(r" from its memory: parts of a process could not be read: its cgroup: none\x1b[31m")
+    assert line.startswith("web: Linux 6.1.0, 3 processes")
+
+
+def _vms(number: int) -> bytes:
+    return b"".join(vm_record(vm, 500, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(vm, 0x1000) for vm in range(1, number + 1))
+
+
+def test_opening_that_spins_holds_up_no_other_vm(reading: Callable[..., Reading], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six VMs whose openings would take for ever, and a good one: it is read while they spin, no more than four at once."""
+    monkeypatch.setattr(guests, "_OPENING_SECONDS", 0.1)
+    monkeypatch.setattr(guests, "_OPENING_LOADS", 0.0)
+    run = reading("busy up to VM 6", limits=ReaderLimits(request_cpu=1.0, request_wall=60.0))
+    most = 0
+
+    def is_told() -> bool:
+        nonlocal most
+        most = max(most, sum(vm.opening for vm in list(run.guests._vms.values())))
+        return bool(run.told)
+
+    run.guests.observe(_vms(7))
+    run.wait(is_told)
+    assert run.told == [(7, TaskLayout(**LAYOUT))]
+    assert 1 < most <= guests._MOST_OPENING == 4
+    lines = run.end()
+    assert sum("took too long" in line for line in lines) == 6
+
+
+def test_tables_that_are_never_made_hold_up_no_other_vm(reading: Callable[..., Reading], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "_OPENING_SECONDS", 0.1)
+    monkeypatch.setattr(guests, "_OPENING_LOADS", 0.0)
+    run = reading("spins over tables", limits=ReaderLimits(request_cpu=1000.0, request_wall=1000.0), wait=0.1)
+    run.guests.observe(_VM)
+    run.wait(lambda: run.guests._tables and run.guests._tables.reader)
+    run.guests.observe(vm_record(7, 600, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(7, 0x1000))
+    run.wait(lambda: len(run.told) == 2)
+    assert run.guests._tables and run.guests._tables.busy
+    assert run.end() == [f"{name}: Linux 6.1.0, 0 processes, 0 binaries (0 B) from its memory" for name in ("web", "db")]
+
+
+def test_patience_grows_with_what_loading_took(reading: Callable[..., Reading], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow is an opening beside what is slow on this machine."""
+    monkeypatch.setattr(guests, "_OPENING_SECONDS", 0.0)
+    monkeypatch.setattr(guests, "_OPENING_LOADS", 1e9)
+    run = reading("busy up to VM 6", limits=ReaderLimits(request_cpu=0.5, request_wall=60.0))
+    most = 0
+
+    def is_told() -> bool:
+        nonlocal most
+        most = max(most, sum(vm.opening for vm in list(run.guests._vms.values())))
+        return bool(run.told)
+
+    run.guests.observe(vm_record(1, 500, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(1, 0x1000))
+    run.guests.observe(vm_record(7, 600, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(7, 0x1000))
+    run.wait(is_told)
+    assert most == 1
+    assert "took too long" in run.end()[0]
+
+
+def test_good_vm_is_read_before_one_that_spins_is_given_up(reading: Callable[..., Reading], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "_OPENING_SECONDS", 0.1)
+    monkeypatch.setattr(guests, "_OPENING_LOADS", 0.0)
+    run = reading("busy up to VM 6", limits=ReaderLimits(request_cpu=1000.0, request_wall=1000.0), wait=0.1)
+    spinning = vm_record(1, 500, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(1, 0x1000)
+    run.guests.observe(spinning)
+    run.wait(lambda: 1 in run.guests._vms and run.guests._vms[1].opening)
+    run.guests.observe(vm_record(7, 600, _LSTAR, [Memslot(0, 1 << 30, 1 << 40)]) + sample(7, 0x1000))
+    run.wait(lambda: run.told)
+    assert run.guests._vms[1].opening
+    assert run.end()[1] == "db: Linux 6.1.0, 0 processes, 0 binaries (0 B) from its memory"
 
 
 def test_module_that_refuses_is_told(reading: Callable[..., Reading]) -> None:

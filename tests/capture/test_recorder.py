@@ -21,7 +21,9 @@ from perfguest.capture.recorder import RecordSettings, record
 from perfguest.capture.waiting import wait_readable
 from perfguest.errors import CaptureError, EnvironmentProblem, PerfguestError, UsageError
 from perfguest.formats.recording import read_recording, stream_head
+from tests.capture import made_stream
 from tests.capture.fake_host import FORMAT, FakeHost
+from tests.polling import wait_until
 
 _HELPER = Path(__file__).with_name("run_recorder.py")
 _DEADLINE = 30.0
@@ -109,6 +111,23 @@ def test_vm_that_ends_is_a_normal_end(settings: RecordSettings, fake_host: FakeH
     assert read_recording(out).complete
 
 
+def test_names_of_vms_that_would_move_the_cursor(settings: RecordSettings, fake_host: FakeHost, out: Path) -> None:
+    """Of what is said while it records, and of what goes wrong; the recording has them as they are."""
+    name = "we\x1b[31mb\n\u202e"
+    fake_host.add_vm(600, name)
+    (fake_host.paths.debugfs / "perfguest/format").write_bytes(made_stream.FORMAT)
+    os.write(fake_host.streams[0], made_stream.vm_record(1, 600, 0xFFFF_FFFF_8100_0000, []) + made_stream.sample(1, 0x1000))
+    result = Result(settings, fake_host)
+    assert all(line.isprintable() for line in result.lines)
+    assert any(line.startswith(r"we\x1b[31mb\n\u202e: kernel not known") for line in result.lines)
+    assert name in [vm.name for vm in read_recording(out).vms]
+    text = io.StringIO()
+    messages = Messages(text)
+    messages.warn("\x1b[31m\u200f\rone\ntwo\x9b")
+    messages.result("\x1b]0;x\x07")
+    assert text.getvalue() == "perfguest: warning: \\x1b[31m\\u200f\\rone\ntwo\\x9b\n\\x1b]0;x\\x07\n"
+
+
 def test_no_vm_is_a_warning(settings: RecordSettings, fake_host: FakeHost) -> None:
     (fake_host.paths.proc / "500/fd/9").unlink()
     assert any("no VM runs" in line for line in Result(settings, fake_host).lines)
@@ -192,10 +211,7 @@ class Running:
 
 
 def _wait(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(condition, _DEADLINE)
 
 
 @pytest.fixture

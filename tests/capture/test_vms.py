@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfguest.capture.vms import VmList, find_vms, printable, select_vms, vm_name
+from perfguest.capture.vms import VmList, find_vms, select_vms, vm_name
 from perfguest.errors import UsageError
+from perfguest.terminal import printable
 from tests.capture.fake_host import FakeHost
 
 

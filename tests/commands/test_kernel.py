@@ -56,6 +56,18 @@ def test_a_module() -> None:
     assert run(MODULE).returncode == 0
 
 
+def test_names_that_would_move_the_cursor(tmp_path: Path) -> None:
+    """A module that calls itself and its release so, at a place that is called so: neither in what is printed nor in what is complained of."""
+    elf = read_module(str(MODULE)).elf
+    place = tmp_path / "\x1b[2J\u202e.ko"
+    for new in (b"\x1b[3m", b"a\n\xff\xc0"):
+        place.write_bytes(elf.replace(b"\0name=ext4\0", b"\0name=" + new + b"\0").replace(b"vermagic=6.1", b"vermagic=\x1b[1"))
+        for arguments in ((place,), ("--json", place), (place / "missing",)):
+            done = run(*arguments)
+            assert done.stdout or done.stderr
+            assert all(line.isprintable() for line in (done.stdout + done.stderr).split("\n")), done
+
+
 def test_what_is_no_kernel_is_refused_with_words(tmp_path: Path) -> None:
     (tmp_path / "cut").write_bytes(KERNEL.read_bytes()[:1_000_000])
     (tmp_path / "text").write_text("nothing")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from perfguest.capture.lab.kernels import find_kernel, load_order
 from perfguest.errors import EnvironmentProblem
 from perfguest.guest.kernel import LiveKernel, open_kernel
 from perfguest.proto import guest_pb2
-from tests.guest.emulated import KERNELS, EmulatedGuest
+from tests.guest.emulated import KERNELS, EmulatedGuest, with_libraries
 from tests.guest.matrix import LEGEND, Findings
 
 #: Loaded where the kernel's modules are at hand.
 MODULES = ("ext4", "overlay")
 #: Of processes_puzzle.c, and a script.
-MODES = ("maps", "many", "perf_map", "title", "threads", "group", "inside", "script")
+MODES = ("maps", "many", "perf_map", "title", "threads", "group", "inside", "private", "script")
 _FINDINGS = pytest.StashKey[Findings]()
 
 
@@ -83,7 +82,7 @@ def puzzle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", params=KERNELS, ids=lambda path: Path(path).name)
 def booted(request: pytest.FixtureRequest, loader: bytes, puzzle: Path) -> Iterator[Booted]:
-    files = _with_libraries({"/usr/bin/puzzle": puzzle, "/usr/bin/perl": Path("/usr/bin/perl")})
+    files = with_libraries({"/usr/bin/puzzle": puzzle, "/usr/bin/perl": Path("/usr/bin/perl")})
     files |= {f"/image{path}": file for path, file in files.items()} | {"/image/tmp/.keep": (0o644, b""), "/cgroups/.keep": (0o644, b"")}
     modules = _modules(request.param)
     with EmulatedGuest(request.param, files={**files, "/bpf": (0o755, loader)}, modules=modules) as guest:
@@ -96,10 +95,12 @@ def booted(request: pytest.FixtureRequest, loader: bytes, puzzle: Path) -> Itera
         overlay = "mount -t overlay -o lowerdir=/image,upperdir=/layers/upper,workdir=/layers/work overlay /merged"
         guest.run(overlay if modules else "mount --bind /image /merged")
         guest.run("unshare -p -f chroot /merged /usr/bin/puzzle perf_map /tmp/ready.inside &")
+        # At the same path as its perf map is another one, which it does not see.
+        guest.run("echo 1000 10 not_its_own >/tmp/foreign; unshare -m sh -c 'mount -t tmpfs own /tmp; exec /usr/bin/puzzle perf_map /tmp/ready.private' &")
         guest.run('/usr/bin/perl -e \'open my $f, ">", "/tmp/ready.script"; close $f; sleep\' a b &')
         for mode in MODES:
-            path = "/merged/tmp/ready.inside" if mode == "inside" else f"/tmp/ready.{mode}"
-            guest.run(f"i=0; until [ -e {path} ] || [ $i = 300 ]; do i=$((i+1)); usleep 100000; done; [ -e {path} ]")
+            path = {"inside": "/merged/tmp/ready.inside", "private": "/proc/[0-9]*/root/tmp/ready.private"}.get(mode, f"/tmp/ready.{mode}")
+            guest.run(f"i=0; until ls {path} || [ $i = 300 ]; do i=$((i+1)); usleep 100000; done; ls {path}")
         busy = int(guest.run("sh -c 'while :; do :; done' >/dev/null & echo $!"))
         yield Booted(guest, files, _pids(guest), busy)
 
@@ -127,11 +128,3 @@ def _pids(guest: EmulatedGuest) -> dict[str, int]:
     found = {names[name]: int(pid) for pid, _, name in (line.partition(" ") for line in lines) if name in names}
     assert set(found) == set(MODES)
     return found
-
-
-def _with_libraries(programs: dict[str, Path]) -> dict[str, tuple[int, bytes]]:
-    files = {path: (0o755, source.read_bytes()) for path, source in programs.items()}
-    for source in programs.values():
-        listing = subprocess.run(["ldd", source], check=True, capture_output=True, text=True).stdout
-        files |= {path: (0o755, Path(path).read_bytes()) for path in re.findall(r"(/\S+) \(0x", listing)}
-    return files

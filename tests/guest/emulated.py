@@ -18,6 +18,7 @@ from types import TracebackType
 
 from perfguest.capture.lab.cpio import initramfs
 from perfguest.capture.lab.kernels import find_kernel, image_release, load_order, module_bytes, module_name
+from perfguest.capture.lab.machine import gone_with_us
 from perfguest.capture.lab.payload import find_busybox
 from perfguest.capture.lab.qmp import Qmp
 from perfguest.formats.guest_stream import Memslot
@@ -102,7 +103,7 @@ class EmulatedGuest:
             self.console = directory / "console"
             (directory / "initrd").write_bytes(self._initramfs())
             ports = {name: stack.enter_context(_listen(directory / name)) for name in ("shell", "qmp")}
-            self.process = subprocess.Popen(self._command(), cwd=directory, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(gone_with_us(self._command()), cwd=directory, stdin=subprocess.DEVNULL)
             stack.callback(self._end)
             self._shell = stack.enter_context(self._accept(ports["shell"]))
             self.qmp = Qmp(stack.enter_context(self._accept(ports["qmp"])), _SECONDS)
@@ -238,3 +239,12 @@ def _listen(path: Path) -> socket.socket:
     port.listen(1)
     port.settimeout(_SECONDS)
     return port
+
+
+def with_libraries(programs: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
+    """Programs, by their paths in a guest, and the libraries that they need, as its ``files``."""
+    files = {path: (0o755, source.read_bytes()) for path, source in programs.items()}
+    for source in programs.values():
+        listing = subprocess.run(["ldd", source], check=True, capture_output=True, text=True).stdout
+        files |= {path: (0o755, Path(path).read_bytes()) for path in re.findall(r"(/\S+) \(0x", listing)}
+    return files

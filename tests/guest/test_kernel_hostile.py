@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from perfguest.formats.guest_stream import Memslot
+from perfguest.guest import processes
 from perfguest.guest.kernel import GuestUnreadable, LiveKernel, open_kernel
-from perfguest.guest.memory import GuestMemory
+from perfguest.guest.memory import VM_ENDED, GuestMemory, VmEnded
 from tests.guest.emulated import KERNELS, EmulatedGuest
 from tests.guest.patched import close, copy_of, write
+from tests.guest.vmm import HeldMemory
 
 pytestmark = pytest.mark.lab
 
@@ -190,8 +192,33 @@ def test_modules_that_lie_of_themselves(victim: Victim) -> None:
         assert "symbols" in vm.reason
     name = first + type_.member("name").bit_offset // 8
     victim.put_at(name, b"\x1b[31m\n")
-    vm = victim.open().vm_kernel_proto(1, 2, 3)
-    assert b"\x1b" not in vm.SerializeToString()
+    kernel = victim.open()
+    vm = kernel.vm_kernel_proto(1, 2, 3)
+    assert b"\x1b[31m" not in vm.SerializeToString()
+    # It costs itself alone, and is missed; a later reading gives all of them or none.
+    assert (len(vm.modules), vm.reason) == (1, "a module: a module without a proper name")
+    with pytest.raises(GuestUnreadable, match="a module without a proper name"):
+        kernel.vm_kernel_proto(1, 2, 3, whole=True)
+
+
+def test_modules_of_a_vm_that_has_ended(victim: Victim) -> None:
+    kernel = victim.open()
+    with HeldMemory(victim.memory) as held:
+        memory = held.memory()
+        live = open_kernel(memory, [victim.hint])
+        assert len(live.vm_kernel_proto(1, 2, 3, whole=True).modules) == 2
+        held.end()
+        vm = live.vm_kernel_proto(1, 2, 3)
+        assert (vm.level, vm.reason, len(vm.modules)) == ("processes", VM_ENDED, 0)
+        with pytest.raises(VmEnded):
+            live.vm_kernel_proto(1, 2, 3, whole=True)
+        with pytest.raises(VmEnded):
+            processes.read_process(live, 1)
+        with pytest.raises(VmEnded):
+            open_kernel(memory, [victim.hint] * 4)
+        # What was read before is still there.
+        assert live.kernel_proto().symbols == kernel.kernel_proto().symbols
+        assert live.vm_kernel_proto(1, 2, 3).reason.startswith("its kernel's code and ORC table: the VM ended")
 
 
 def test_page_tables_that_are_gone(victim: Victim) -> None:
@@ -209,7 +236,7 @@ def test_memory_that_goes_away(victim: Victim) -> None:
     for slots in ([], memory.slots[:1], [Memslot(slot.gpa, slot.size // 2, slot.hva) for slot in memory.slots], [Memslot(0, 1 << 30, 1 << 50)]):
         try:
             kernel = open_kernel(GuestMemory(memory.fd, slots), [victim.hint] * 4)
-        except GuestUnreadable:
+        except (GuestUnreadable, VmEnded):
             continue
         kernel.kernel_proto()
         kernel.vm_kernel_proto(1, 2, 3)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from perfguest.formats.guest_stream import Memslot
 from perfguest.guest.image import MAX_IMAGE, START_KERNEL_MAP, read_image
-from perfguest.guest.memory import ADDRESS, MAX_READ, PAGE, GuestFault, GuestMemory
+from perfguest.guest.memory import ADDRESS, MAX_READ, PAGE, TAKEN_AWAY, VM_ENDED, GuestFault, GuestMemory, VmEnded
 from perfguest.guest.view import View
 from tests.guest.patched import close, memory_of
+from tests.guest.vmm import HeldMemory
 
 PAGES = 16
 GVA = 0xFFFF_8123_4567_89AB & ~0xFFF
@@ -53,6 +54,25 @@ def test_slots_that_lead_nowhere_are_faults(hva: int) -> None:
             GuestMemory(fd, [Memslot(0, 1 << 30, hva)]).read(0, 4096)
     finally:
         os.close(fd)
+
+
+def test_memory_that_is_taken_away_and_a_vm_that_ends(slotted: GuestMemory) -> None:
+    """Each in its own words, by whichever way it is read; a page table too."""
+    with HeldMemory(slotted) as held:
+        memory = held.memory()
+        assert memory.read(0x1000, 2) == b"11"
+        first, _, _ = memory.slots
+        held.unmap(first)
+        assert not memory.taken_away
+        for read in (lambda: memory.read(0x1800, 8), lambda: memory.translate(0x1000, GVA), lambda: memory.read_virtual(0x1000, GVA, 8)):
+            with pytest.raises(GuestFault, match=TAKEN_AWAY):
+                read()
+        assert memory.taken_away
+        assert memory.read(0x10000, 1) == b"4"
+        held.end()
+        for gone in (lambda: memory.read(0x10000, 1), lambda: memory.translate(0x10000, GVA), lambda: memory.read_virtual(0x10000, GVA, 8)):
+            with pytest.raises(VmEnded, match=VM_ENDED):
+                gone()
 
 
 def test_a_gone_descriptor_is_a_fault(slotted: GuestMemory) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from perfguest.capture.guest_check import check_process
 from perfguest.guest import mappings, processes
 from perfguest.guest.binaries import FileHandle, read_binary
 from perfguest.guest.kernel import GuestUnreadable, LiveKernel
@@ -188,6 +189,49 @@ def test_perf_map_through_the_process_own_root(running: Running, mode: str) -> N
     text = running.guest.run(f"cat {'/merged' * (mode == 'inside')}/tmp/perf-{own}.map")
     assert len(process.message.perf_map) > 4096 * 20
     assert process.message.perf_map == text.removesuffix(b"no end of li")
+
+
+def test_perf_map_of_another_mount_namespace(running: Running) -> None:
+    """The process has a file system of its own at /tmp; at the same path outside of it is another map."""
+    pid = running.pids["private"]
+    running.guest.run(f"cp /tmp/foreign /tmp/perf-{pid}.map; cat /tmp/perf-{pid}.map")
+    own = running.guest.run(f"cat /proc/{pid}/root/tmp/perf-{pid}.map")
+    process = processes.inspect(running.kernel, pid)
+    assert process is not None
+    assert process.problems == []
+    assert own.startswith(b"0 800 function_0\n")
+    assert process.message.perf_map == own.removesuffix(b"no end of li")
+    # And the other way round: without one of its own it has none.
+    running.guest.run(f"rm /proc/{pid}/root/tmp/perf-{pid}.map; cat /tmp/perf-{pid}.map")
+    assert (again := processes.read_process(running.kernel, pid)) is not None
+    assert again.perf_map == b""
+
+
+def test_perf_map_that_was_deleted_is_none(running: Running) -> None:
+    """It stays in its directory's list as long as somebody has it open."""
+    running.guest.run(
+        "sh -c 'exec 5>/tmp/perf-$$.map; echo 1000 10 old >&5; rm /tmp/perf-$$.map; : >/tmp/ready.deleted; exec sleep 1000' & echo $! >/tmp/deleted"
+    )
+    pid = int(running.guest.run("until [ -e /tmp/ready.deleted ]; do usleep 10000; done; cat /tmp/deleted"))
+    for text in (b"", b"1000 10 new\n", b""):
+        running.guest.run(f"echo '{text.decode().strip()}' >/tmp/perf-{pid}.map" if text else f"rm -f /tmp/perf-{pid}.map")
+        process = processes.inspect(running.kernel, pid)
+        assert process is not None
+        assert (process.message.perf_map, process.problems) == (text, [])
+
+
+def test_path_of_more_line_breaks_than_fit(running: Running) -> None:
+    """/proc prints four characters for each: what goes to the recorder is no longer than it takes."""
+    name = 'n=$(printf "%0250d" 0 | tr 0 "\\n"; printf x); p=/tmp/$n/$n/$n/$n/$n; mkdir -p "$p"; cp /bin/busybox "$p"'
+    running.guest.run(name + '; ("$p/busybox" sleep 1000 >/dev/null & echo $!) >/tmp/breaks')
+    pid = int(running.guest.run("p=$(cat /tmp/breaks); until grep -q busybox /proc/$p/maps; do usleep 10000; done; echo $p"))
+    process = processes.inspect(running.kernel, pid)
+    assert process is not None
+    check_process(process.message)
+    assert process.problems == []
+    told = running.guest.run(f"cat /proc/{pid}/maps")
+    assert max(map(len, told.splitlines())) > 5000
+    assert b"<too_long>" in {mapping.path for mapping in process.message.mappings}
 
 
 def test_pages_of_binaries_are_those_of_the_files(running: Running, findings: Findings) -> None:

@@ -7,7 +7,6 @@ import io
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from perfguest.formats.guest_snapshot import GuestSnapshot, read_snapshot
 from tests.capture.fake_host import FakeHost
 from tests.capture.made_stream import FORMAT, sample, vm_record
 from tests.guest.emulated import KERNELS, EmulatedGuest
+from tests.polling import wait_until
 
 _DEADLINE = 60.0
 
@@ -77,10 +77,7 @@ def _record(settings: RecordSettings, host: FakeHost, play: Callable[[], None]) 
 
 
 def _wait(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(condition, _DEADLINE)
 
 
 def _snapshot(out: Path) -> GuestSnapshot:

@@ -27,6 +27,7 @@ from tests.capture.made_stream import FORMAT, sample, vm_record
 from tests.guest.emulated import KERNELS, EmulatedGuest
 from tests.guest.matrix import Findings
 from tests.guest.patched import close, copy_of, write
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.lab
 
@@ -152,10 +153,7 @@ def test_cost_of_the_second_vm(known: Known, findings: Findings, tmp_path: Path)
     guests.start()
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _DEADLINE
-        while not condition():
-            assert time.monotonic() < deadline, guests.summary({})
-            time.sleep(0.05)
+        wait_until(condition, _DEADLINE, lambda: guests.summary({}))
 
     ours, peaks = [], []
     for vm_id, pid in ((1, 500), (2, 600), (3, 700)):

@@ -98,6 +98,11 @@ def host_argv(
     return argv
 
 
+def gone_with_us(argv: Sequence[str]) -> list[str]:
+    """The command, which ends with the thread that starts it, should that be killed."""
+    return ["setpriv", "--pdeathsig", "KILL", *argv]
+
+
 class Machine:
     """A running host. ``ports`` are our ends of its virtio ports; ``directory / "qmp"`` is a monitor for others."""
 
@@ -119,10 +124,9 @@ class Machine:
             raise LabError(f"{_QEMU} did not start: {self.messages() or error}") from error
 
     def _start(self, argv: Sequence[str], fds: Sequence[int]) -> subprocess.Popen[bytes]:
-        # In a session of its own, so that Ctrl-C reaches us alone; and gone with us, should we be killed.
-        command = ["setpriv", "--pdeathsig", "KILL", *argv]
+        # In a session of its own, so that Ctrl-C reaches us alone.
         with self._log.open("wb") as log:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=fds, start_new_session=True)
+            return subprocess.Popen(gone_with_us(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=fds, start_new_session=True)
 
     def messages(self) -> str:
         """What QEMU itself said."""
