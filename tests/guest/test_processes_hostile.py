@@ -316,7 +316,7 @@ def _mutated(data: bytes, chance: random.Random, seen: list[bytes]) -> bytes:
 def test_memory_that_changes_under_each_read(liar: Liar) -> None:
     handles = list(binaries.files(liar.process).values())
     answers = 0
-    for seed in range(150):
+    for seed in range(50):
         chance, seen = random.Random(seed), [bytes(8)]
         liar.memory.lie = lambda data, chance=chance, seen=seen: _mutated(data, chance, seen)
         process = _ends(lambda: processes.read_process(liar.kernel, liar.pid))
