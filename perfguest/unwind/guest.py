@@ -194,6 +194,7 @@ HOWS = {
     native.HOW_ORC: "ORC",
     native.HOW_CFI: ".eh_frame",
     native.HOW_FP: "frame pointer",
+    native.HOW_CODE: "their code",
     native.HOW_RETURN: "top of the stack",
     native.HOW_SCAN: "scan (unproven)",
 }

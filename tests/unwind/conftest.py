@@ -34,6 +34,12 @@ class Walks:
         return [Row(sample, walked) for sample, walked in zip(self.evidence.samples, native_walk.walk(self.evidence), strict=True)]
 
     @cached_property
+    def by_code(self) -> list[Row]:
+        """As if no page of the programs' tables had been there."""
+        walked = native_walk.walk(self.evidence, tables=False)
+        return [Row(sample, each) for sample, each in zip(self.evidence.samples, walked, strict=True)]
+
+    @cached_property
     def plain(self) -> list[Row]:
         oracle = Oracle(self.evidence)
         return [Row(sample, oracle.walk(sample)) for sample in self.evidence.samples]

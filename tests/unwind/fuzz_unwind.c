@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "code_search.h"
 #include "dwarf.h"
 #include "walk.h"
 
@@ -24,6 +25,7 @@
 #define DEPTH		64
 #define FILE_SIZE	8192
 #define TEXT		4096	/* where code begins in the file, and its vaddr */
+#define CODE		1024	/* bytes of it that are made of whole instructions */
 #define EH_FRAME	1024
 #define EH_FRAME_HDR	512
 
@@ -89,8 +91,9 @@ static uint64_t take_word(struct input *in)
 	case 4:
 		return KERNEL_TEXT + pick(in, 512);
 	case 5:
-	case 6:
 		return USER_TEXT + TEXT + pick(in, 4096);
+	case 6:
+		return USER_TEXT + TEXT + pick(in, CODE);
 	case 7:
 	case 8:
 		return KERNEL_STACK + 8 * pick(in, STACK_SIZE / 8 + 4);
@@ -247,6 +250,49 @@ static void put_fde(struct input *in, struct writer *w, const uint8_t *file, uin
 	end_entry(in, w, at);
 }
 
+/* Instructions that move the stack or go elsewhere, whose operands are mostly small. */
+static void put_code(struct input *in, struct writer *w)
+{
+	static const struct {
+		uint8_t bytes[20], size, operands;
+	} menu[] = {
+		{ { 0x50 }, 1, 0 }, { { 0x53 }, 1, 0 }, { { 0x5b }, 1, 0 }, { { 0x5d }, 1, 0 },
+		{ { 0x41, 0x5c }, 2, 0 }, { { 0xc9 }, 1, 0 }, { { 0xc3 }, 1, 0 }, { { 0xc2 }, 1, 2 },
+		{ { 0x48, 0x83, 0xec }, 3, 1 }, { { 0x48, 0x83, 0xc4 }, 3, 1 },
+		{ { 0x48, 0x81, 0xec }, 3, 4 }, { { 0x48, 0x89, 0xe5 }, 3, 0 },
+		{ { 0x48, 0x8d, 0x65 }, 3, 1 }, { { 0x48, 0x8b, 0x5c, 0x24 }, 4, 1 },
+		{ { 0x48, 0x89, 0x5c, 0x24 }, 4, 1 }, { { 0x48, 0x8b, 0x24, 0x24 }, 4, 0 },
+		{ { 0x49, 0x8d, 0x62 }, 3, 1 }, { { 0xe8 }, 1, 4 }, { { 0xe9 }, 1, 4 }, { { 0xeb }, 1, 1 },
+		{ { 0x74 }, 1, 1 }, { { 0x0f, 0x85 }, 2, 4 }, { { 0xff, 0xe0 }, 2, 0 }, { { 0xff, 0xd0 }, 2, 0 },
+		{ { 0xff, 0x25 }, 2, 4 }, { { 0xff, 0x24, 0xc5 }, 3, 4 }, { { 0x48, 0x8d, 0x15 }, 3, 4 },
+		{ { 0xe8 }, 1, 4 }, { { 0xe8 }, 1, 4 }, { { 0xe8, 0, 0, 0, 0 }, 5, 0 }, { { 0xe8, 0x80, 0xff, 0xff, 0xff }, 5, 0 },
+		{ { 0xb8 }, 1, 4 }, { { 0x0f, 0x05 }, 2, 0 }, { { 0xf4 }, 1, 0 }, { { 0x0f, 0x0b }, 2, 0 },
+		/* Switches, of both kinds. */
+		{ { 0x83, 0xff, 0x07, 0x77, 0x20, 0x48, 0x8d, 0x15, 0x10, 0, 0, 0, 0x48, 0x63, 0x04, 0x82, 0x48, 0x01, 0xd0, 0xff }, 20, 1 },
+		{ { 0x83, 0xff, 0x07, 0x77, 0x20, 0xff, 0x24, 0xc5, 0, 0x10, 0, 0 }, 12, 0 },
+		/* The head of a PLT, the end of a handler, of a thread. */
+		{ { 0xff, 0x35, 0x10, 0, 0, 0, 0xff, 0x25, 0x10, 0, 0, 0 }, 12, 0 },
+		{ { 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05 }, 9, 0 },
+		{ { 0xff, 0xd2, 0x48, 0x89, 0xc7, 0xb8, 0x3c, 0, 0, 0, 0x0f, 0x05 }, 12, 0 },
+	};
+	uint32_t i;
+	bool wide;
+
+	while (w->at < w->end) {
+		uint32_t which = pick(in, sizeof(menu) / sizeof(menu[0]));
+
+		/* When the input is at its end all would be the first one. */
+		if (!in->size)
+			which = (uint32_t)(w->end - w->at) % (sizeof(menu) / sizeof(menu[0]));
+		put(w, menu[which].bytes, menu[which].size);
+		wide = !pick(in, 8);
+		for (i = 0; i < menu[which].operands; i++)
+			put8(w, i == 0 ? (uint8_t)pick(in, 256) : i == 1 || wide ? (uint8_t)(64 * pick(in, 4) + 63) : 0);
+		if (w->end - w->at < 16)
+			put8(w, 0x90);
+	}
+}
+
 /* An ELF file whose offsets are its addresses. */
 static void make_file(struct input *in, uint8_t *file)
 {
@@ -262,6 +308,7 @@ static void make_file(struct input *in, uint8_t *file)
 	};
 	struct writer hdr = { file + EH_FRAME_HDR, file + EH_FRAME };
 	struct writer frames = { file + EH_FRAME, file + TEXT - 4 };
+	struct writer code = { file + TEXT, file + TEXT + CODE };
 	uint32_t count = 1 + pick(in, 16), i, start = TEXT;
 
 	memset(file, 0, FILE_SIZE);
@@ -280,6 +327,10 @@ static void make_file(struct input *in, uint8_t *file)
 	}
 	for (i = TEXT; i < FILE_SIZE; i++)
 		file[i] = (uint8_t)((const uint8_t[]){ 0xe8, 0xff, 0xd0, 0x90 }[i * 7 / 5 % 4]);
+	if (pick(in, 4))
+		put_code(in, &code);
+	if (pick(in, 2) && elf.e_entry < FILE_SIZE - 8)
+		memcpy(file + elf.e_entry, pick(in, 2) ? "\x31\xed\xff\xd0\xf4" : "\x48\x89\xe7\xff\xd0", 5);
 	for (i = pick(in, 4); i; i--)
 		file[pick(in, TEXT)] = (uint8_t)pick(in, 256);
 }
@@ -355,7 +406,7 @@ static void walk_samples(struct input *in, struct pg_unwinder *unwinder, uint64_
 		for (i = 0; i < PG_REGISTERS; i++)
 			regs[i] = take_word(in);
 		if (pick(in, 8)) {
-			regs[PG_RIP] = sample.mode ? user_text + take64(in) % 4096 :
+			regs[PG_RIP] = sample.mode ? user_text + take64(in) % (pick(in, 2) ? 4096 : CODE) :
 						     KERNEL_TEXT + pick(in, 512);
 			regs[PG_RSP] = copies[sample.mode].address + 8 * pick(in, 32);
 		}
@@ -372,6 +423,7 @@ static void walk_samples(struct input *in, struct pg_unwinder *unwinder, uint64_
 }
 
 static struct pg_cached_rule cache[1 << PG_CACHE_BITS];
+static struct pg_code_search search;
 
 static void forget_rules(const struct pg_unwinder *unwinder)
 {
@@ -379,6 +431,27 @@ static void forget_rules(const struct pg_unwinder *unwinder)
 
 	for (i = 0; i < 1 << PG_CACHE_BITS; i++)
 		unwinder->cache[i].owner = 0;
+}
+
+/* Instructions, in memory that ends where it may. */
+static void decode(struct input *in)
+{
+	uint32_t i;
+
+	for (i = 0; i < 64; i++) {
+		size_t size = pick(in, PG_MAX_INSN + 2);
+		uint8_t bytes[PG_MAX_INSN + 2], *code;
+		struct pg_insn insn;
+
+		take(in, bytes, size);
+		/* Escapes and prefixes are seldom else. */
+		if (size && pick(in, 2))
+			bytes[0] = (const uint8_t[]){ 0x0f, 0x62, 0xc4, 0xc5, 0x66, 0x48 }[pick(in, 6)];
+		code = copy_of(bytes, size);
+		if (pg_decode(code, size, &insn))
+			expect(insn.length && insn.length <= size, "longer than the code");
+		free(code);
+	}
 }
 
 static void fuzz(const uint8_t *data, size_t size, const uint8_t *file, size_t file_size,
@@ -397,9 +470,10 @@ static void fuzz(const uint8_t *data, size_t size, const uint8_t *file, size_t f
 	struct pg_binary *binaries[1] = { &binary };
 	struct pg_space *spaces[1] = { &space };
 	struct pg_unwinder unwinder = {
-		kernels, 1, binaries, 1, spaces, 1, cache,
+		kernels, 1, binaries, 1, spaces, 1, cache, &search,
 	};
 
+	decode(&in);
 	make_kernel(&in, &kernel);
 	make_binary(&in, &binary, file, file_size, runs);
 	walk_samples(&in, &unwinder, USER_TEXT + text);

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from perfguest.unwind.orc import orc_layout
 from tests.unwind.oracle import Walked
 from tests.unwind.stacks import Evidence
 
+PT_LOAD, PT_GNU_EH_FRAME = 1, 0x6474E550
 _ENDS = {getattr(_native, name): name.removeprefix("END_") for name in dir(_native) if name.startswith("END_")}
 _HOWS = {getattr(_native, name): name.removeprefix("HOW_") for name in dir(_native) if name.startswith("HOW_")}
 
@@ -28,8 +30,8 @@ class NativeWalked(Walked):
     how: list[str] = field(default_factory=list)
 
 
-def walk(evidence: Evidence) -> list[NativeWalked]:
-    """All samples of the recording."""
+def walk(evidence: Evidence, tables: bool = True) -> list[NativeWalked]:
+    """All samples of the recording; on demand as if no page of the programs' tables had been there."""
     engine = Engine()
     stream = read_guest_stream(RecordingPaths(evidence.directory).guest_stream)
     copies, records = stream.samples.copies, stream.samples
@@ -39,7 +41,7 @@ def walk(evidence: Evidence) -> list[NativeWalked]:
             registers=records.registers(),
             mode=_modes(records),
             kernel=np.full(len(records), _add_kernel(engine, evidence), np.int32),
-            space=_add_spaces(engine, evidence),
+            space=_add_spaces(engine, evidence, tables),
             copy_start=copies.start,
             copy_address=copies.address,
             copy_offset=copies.offset,
@@ -55,6 +57,23 @@ def walk(evidence: Evidence) -> list[NativeWalked]:
         ends = (_ENDS[int(stacks.kernel_end[index])], _ENDS[int(stacks.user_end[index])])
         result.append(NativeWalked(kernel, user, *ends, [_HOWS[how & 15] for _, how in frames]))
     return result
+
+
+def without_tables(runs: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """A file's pages without those from its .eh_frame_hdr to the segment's end, where .eh_frame is."""
+    if not runs or runs[0][0] or runs[0][1][:4] != b"\x7fELF":
+        return runs
+    head = runs[0][1]
+    table, size, count = *struct.unpack_from("<Q", head, 32), *struct.unpack_from("<HH", head, 54)
+    headers = [struct.unpack_from("<IIQQQQ", head, table + number * size) for number in range(count)]
+    start = next((header[2] for header in headers if header[0] == PT_GNU_EH_FRAME), None)
+    if start is None:
+        return runs
+    end, code = next((header[2] + header[5], header[1] & 1) for header in headers if header[0] == PT_LOAD and header[2] <= start < header[2] + header[5])
+    if code:  # the vDSO, which is in memory at all times
+        return runs
+    parts = [(max(address, low), min(address + len(data), high), address, data) for address, data in runs for low, high in ((0, start), (end, 1 << 62))]
+    return [(first, data[first - address : last - address]) for first, last, address, data in parts if first < last]
 
 
 def _modes(records: GuestSamples) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
@@ -75,7 +94,7 @@ def _add_kernel(engine: Engine, evidence: Evidence) -> int:
     )
 
 
-def _add_spaces(engine: Engine, evidence: Evidence) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _add_spaces(engine: Engine, evidence: Evidence, tables: bool) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
     """Of each sample the number of its process's address space, or -1."""
     spaces: dict[int, int] = {}
     binaries: dict[str, int] = {}
@@ -90,6 +109,7 @@ def _add_spaces(engine: Engine, evidence: Evidence) -> np.ndarray[tuple[int], np
                 if mapping.binary and mapping.binary not in binaries:
                     stored = evidence.snapshot.binary(mapping.binary)
                     runs = [(run.address, run.data) for run in stored.pages] if stored else []
+                    runs = runs if tables else without_tables(runs)
                     binaries[mapping.binary] = engine.add_binary(stored.size, runs) if stored else -1
             columns = ([m.start for m in code], [m.end for m in code], [m.offset for m in code], [binaries.get(m.binary, -1) for m in code])
             spaces[id(process)] = engine.add_space(*columns)

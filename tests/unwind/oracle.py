@@ -32,7 +32,7 @@ _OLD_REGISTERS = ("UNDEFINED", "PREV_SP", "RDX", "RDI", "RBP", "RSP", "R10", "R1
 COMPLETE = {"USER_ENTRY", "THREAD_START", "START"}
 
 
-class _Cut(Exception):
+class Cut(Exception):
     """A word is not in the copies."""
 
 
@@ -89,7 +89,7 @@ class KernelWalk:
             kind = ("CALL", "REGS", "PARTIAL", "UNDEFINED")[flags >> 8 & 3]
         return sp_offset, bp_offset, self.layout.registers[flags & 15], self.layout.registers[flags >> 4 & 15], kind
 
-    def walk(self, sample: Sample, word: _Words, walked: Walked) -> dict[str, int] | None:
+    def walk(self, sample: Sample, word: Words, walked: Walked) -> dict[str, int] | None:
         """Adds the kernel's part; gives the user program's registers at the entry from it."""
         registers, exact = dict(sample.registers), True
         while len(walked.kernel) < _DEPTH:
@@ -103,7 +103,7 @@ class KernelWalk:
                 return None
             try:
                 registers, exact = self._step(registers, rule, word)
-            except (_Cut, KeyError):
+            except (Cut, KeyError):
                 walked.kernel_end = "CUT"
                 return None
             if registers.get("CS", 0) & 3 == 3:
@@ -112,7 +112,7 @@ class KernelWalk:
         walked.kernel_end = "DEPTH"
         return None
 
-    def _step(self, before: dict[str, int], rule: tuple[int, int, str, str, str], word: _Words) -> tuple[dict[str, int], bool]:
+    def _step(self, before: dict[str, int], rule: tuple[int, int, str, str, str], word: Words) -> tuple[dict[str, int], bool]:
         sp_offset, bp_offset, sp_register, bp_register, kind = rule
         if sp_register == "SP_INDIRECT":
             first, last = (sp_offset, 0) if self.layout.offset_first else (0, sp_offset)
@@ -144,7 +144,7 @@ def _orc(orc: guest_pb2.Orc, moved: int) -> tuple[np.ndarray[Any, np.dtype[np.ui
     return np.frombuffer(orc.addresses, "<u8") + np.uint64(moved), np.frombuffer(orc.entries, entry)
 
 
-class _Words:
+class Words:
     """Words of a sample's copies."""
 
     def __init__(self, sample: Sample) -> None:
@@ -154,7 +154,7 @@ class _Words:
         for start, data in self._parts:
             if 0 <= address - start <= len(data) - 8:
                 return int(struct.unpack_from("<Q", data, address - start)[0])
-        raise _Cut
+        raise Cut
 
 
 class Binary:
@@ -233,7 +233,7 @@ class UserWalk:
             self._binaries[key] = Binary(stored) if stored is not None else None
         return self._binaries[key]
 
-    def walk(self, process: guest_pb2.Process | None, registers: dict[str, int], word: _Words, walked: Walked) -> None:
+    def walk(self, process: guest_pb2.Process | None, registers: dict[str, int], word: Words, walked: Walked) -> None:
         exact = True
         mappings = list(process.mappings) if process else []
         starts = [mapping.start for mapping in mappings]
@@ -257,8 +257,8 @@ class UserWalk:
                 walked.user_end = "START" if begins else "NO_TABLE"
                 return
             try:
-                after = _user_step(found[1], registers, word)
-            except _Cut:
+                after = self.step(found[1], registers, word, not exact)
+            except Cut:
                 walked.user_end = "CUT"
                 return
             if after is None:
@@ -270,8 +270,12 @@ class UserWalk:
             exact = b"S" in description.header["augmentation"]
         walked.user_end = "DEPTH"
 
+    def step(self, row: Any, registers: dict[str, int], word: Words, returned: bool) -> dict[str, int] | None:
+        """The caller's registers, None if there is no caller. ``returned``: whether RIP is a return address."""
+        return _user_step(row, registers, word)
 
-def _user_step(row: Any, registers: dict[str, int], word: _Words) -> dict[str, int] | None:
+
+def _user_step(row: Any, registers: dict[str, int], word: Words) -> dict[str, int] | None:
     """The caller's registers, None if there is no caller."""
     rule = row["cfa"]
     cfa = _expression(bytes(rule.expr), registers, word, []) if rule.expr is not None else registers[_DWARF[rule.reg]] + rule.offset & U64
@@ -295,7 +299,7 @@ def _user_step(row: Any, registers: dict[str, int], word: _Words) -> dict[str, i
     return after
 
 
-def _expression(code: bytes, registers: dict[str, int], word: _Words, stack: list[int]) -> int:
+def _expression(code: bytes, registers: dict[str, int], word: Words, stack: list[int]) -> int:
     """DWARF 5, 2.5.1: the operations that C programs' CFI has."""
     at = 0
 
@@ -333,12 +337,12 @@ def _expression(code: bytes, registers: dict[str, int], word: _Words, stack: lis
 class Oracle:
     """Both walks over a recording's samples."""
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Evidence, user: UserWalk | None = None) -> None:
         self._evidence = evidence
-        self._kernel, self._user = KernelWalk(evidence), UserWalk(evidence)
+        self._kernel, self._user = KernelWalk(evidence), user or UserWalk(evidence)
 
     def walk(self, sample: Sample) -> Walked:
-        walked, word = Walked(), _Words(sample)
+        walked, word = Walked(), Words(sample)
         registers: dict[str, int] | None = sample.registers
         if not sample.user:
             registers = self._kernel.walk(sample, word, walked)

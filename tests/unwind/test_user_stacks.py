@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.unwind.code_steps import compared
 from tests.unwind.conftest import Guest
 from tests.unwind.disk import SOURCES
 from tests.unwind.measure import Row, Share, share
@@ -78,11 +79,46 @@ def test_the_program_stands_below_its_system_calls(guest: Guest, figure: Callabl
     assert found.reaches(98.0)
 
 
+def test_steps_by_the_code_are_those_of_the_tables(guest: Guest, figure: Callable[[str], None]) -> None:
+    """All that are taken, that is, lead to a proven return address: to the same place, with the same registers."""
+    counts = compared(guest.warm.evidence)
+    not_taken = {"no rule", "not proven", "not in the copies"}
+    figure(f"steps by code not taken: {', '.join(f'{counts[why]} {why}' for why in sorted(not_taken))}")
+    good = counts.pop("")
+    rest = Counter({why: count for why, count in counts.items() if why not in not_taken})
+    found = Share(good, good + rest.total(), rest)
+    figure(f"steps by code as by tables: {found}")
+    assert found.total >= 25000
+    assert found.reaches(99.9)
+    assert rest["wrong RIP"] + rest["wrong RSP"] <= 0.0005 * found.total
+
+
+def test_stacks_by_the_code_alone(guest: Guest, figure: Callable[[str], None]) -> None:
+    """Of stacks that are whole by tables: they are so without any, too, or end early. None is another."""
+    tables = {id(code): table for code, table in zip(guest.warm.by_code, guest.warm.rows, strict=True)}
+
+    def cause(row: Row) -> str:
+        found, wanted = row.walked, tables[id(row)].walked
+        if (found.user, found.user_end) == (wanted.user, wanted.user_end):
+            return ""
+        is_part = found.user == wanted.user[: len(found.user)] and found.user_end not in COMPLETE
+        return f"{found.user_end}, {row.sample.comm}" if is_part else f"other: {guest.warm.causes.user(row)}"
+
+    rows = [row for row in guest.warm.by_code if tables[id(row)].walked.user_end in COMPLETE]
+    found = share(rows, cause)
+    figure(f"user stacks whole by the code alone: {found}")
+    assert found.total >= 5000
+    assert found.reaches(93.0)
+    assert sum(count for why, count in found.rest.items() if why.startswith("other")) <= 0.001 * found.total
+
+
 def test_what_is_missing_in_the_page_cache_is_said(guest: Guest, figure: Callable[[str], None]) -> None:
-    """Of its programs a guest that has just booted has read what it needed to run them, and of their tables perhaps nothing: such stacks say so."""
+    """Of its programs a guest that has just booted has read what it needed to run them, and of their tables perhaps nothing. Where the code does not tell
+    either, stacks say so."""
     rows = [row for row in guest.cold.rows if (row.sample.user or row.sample.has_user_copy) and not guest.cold.causes.is_program_gone(row)]
     ends = Counter(row.walked.user_end for row in rows)
     whole = Share(sum(ends[end] for end in COMPLETE), len(rows), Counter({end: count for end, count in ends.items() if end not in COMPLETE}))
     figure(f"user stacks whole with no more than what had to be read of files: {whole}")
     assert len(rows) >= 200
+    assert whole.reaches(80.0)
     assert sum(ends[end] for end in (*COMPLETE, "PAGES")) >= 0.95 * len(rows)

@@ -136,17 +136,17 @@ def without_header(data: bytes) -> bytes:
     return bytes(changed)
 
 
-def add_process(engine: Engine, pid: int, tables: bool = True) -> int:
-    """The number of the process's address space, its binaries whole, or without their tables."""
+def add_process(engine: Engine, pid: int, tables: bool = True, code: bool = True) -> int:
+    """The number of the process's address space, its binaries whole, or without their tables, or as if all of it was in no file."""
     known: dict[str, int] = {}
     rows = []
     for m in mappings(pid):
         if not m.executable or m.start >> 63:
             continue
-        if m.path == "[vdso]":
+        if code and m.path == "[vdso]":
             data = read(pid, m.start, m.end - m.start)
             binary = engine.add_binary(len(data), [(0, data)])
-        elif m.path.startswith("/"):
+        elif code and m.path.startswith("/"):
             if m.path not in known:
                 data = Path(f"/proc/{pid}/root{m.path}").read_bytes()
                 data = data if tables else without_header(data)

@@ -7,6 +7,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "code_search.h"
+#include "pycode.h"
 #include "pytables.h"
 #include "pywalk.h"
 #include "walk.h"
@@ -26,10 +28,12 @@ static PyObject *unwinder_new(PyTypeObject *type, PyObject *args, PyObject *kwar
 	self->lock = PyThread_allocate_lock();
 	self->unwinder.cache = PyMem_RawCalloc((size_t)1 << PG_CACHE_BITS,
 					       sizeof(*self->unwinder.cache));
-	if (!self->held || !self->lock || !self->unwinder.cache) {
+	self->unwinder.search = PyMem_RawCalloc(1, sizeof(*self->unwinder.search));
+	if (!self->held || !self->lock || !self->unwinder.cache || !self->unwinder.search) {
 		Py_DECREF(self);
 		return PyErr_NoMemory();
 	}
+	self->unwinder.search->credit = PG_CODE_CREDIT;
 	return (PyObject *)self;
 }
 
@@ -39,6 +43,7 @@ static void unwinder_dealloc(struct unwinder_object *self)
 
 	pg_py_free_tables(self);
 	PyMem_RawFree(self->unwinder.cache);
+	PyMem_RawFree(self->unwinder.search);
 	if (self->lock)
 		PyThread_free_lock(self->lock);
 	Py_XDECREF(self->held);
@@ -58,6 +63,8 @@ static PyMethodDef unwinder_methods[] = {
 	{ "kernel_rule", (PyCFunction)(void (*)(void))pg_py_kernel_rule,
 	  METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "binary_rule", (PyCFunction)(void (*)(void))pg_py_binary_rule,
+	  METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "code_rule", (PyCFunction)(void (*)(void))pg_py_code_rule,
 	  METH_VARARGS | METH_KEYWORDS, NULL },
 	{ NULL, NULL, 0, NULL },
 };
@@ -92,6 +99,7 @@ static const struct {
 	{ "HOW_FP", PG_HOW_FP },
 	{ "HOW_SCAN", PG_HOW_SCAN },
 	{ "HOW_RETURN", PG_HOW_RETURN },
+	{ "HOW_CODE", PG_HOW_CODE },
 	{ "FRAME_RETURN", PG_FRAME_RETURN },
 	{ "FRAME_USER", PG_FRAME_USER },
 	{ "MODE_KERNEL", PG_MODE_KERNEL },

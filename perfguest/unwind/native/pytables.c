@@ -406,8 +406,7 @@ release:
 	return number < 0 ? NULL : PyLong_FromSsize_t(number);
 }
 
-/* A rule as Python sees it: for tests and for looking into tables by hand. */
-static PyObject *build_rule(const struct pg_rule *rule)
+PyObject *pg_py_build_rule(const struct pg_rule *rule)
 {
 	PyObject *saved, *one, *result;
 	unsigned int i;
@@ -447,7 +446,7 @@ PyObject *pg_py_kernel_rule(struct unwinder_object *self, PyObject *args, PyObje
 		return NULL;
 	pg_py_lock(self);
 	if (number < self->unwinder.kernel_count)
-		result = build_rule(pg_kernel_rule(&self->unwinder, number, address));
+		result = pg_py_build_rule(pg_kernel_rule(&self->unwinder, number, address));
 	else
 		PyErr_Format(PyExc_ValueError, "no kernel has the number %u", number);
 	pg_py_unlock(self);
@@ -465,7 +464,7 @@ PyObject *pg_py_binary_rule(struct unwinder_object *self, PyObject *args, PyObje
 		return NULL;
 	pg_py_lock(self);
 	if (number < self->unwinder.binary_count)
-		result = build_rule(pg_user_rule(&self->unwinder, number, vaddr));
+		result = pg_py_build_rule(pg_user_rule(&self->unwinder, number, vaddr));
 	else
 		PyErr_Format(PyExc_ValueError, "no binary has the number %u", number);
 	pg_py_unlock(self);

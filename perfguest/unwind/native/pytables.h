@@ -29,6 +29,9 @@ PyObject *pg_py_add_kernel(struct unwinder_object *self, PyObject *args, PyObjec
 PyObject *pg_py_add_binary(struct unwinder_object *self, PyObject *args, PyObject *kwargs);
 PyObject *pg_py_add_space(struct unwinder_object *self, PyObject *args, PyObject *kwargs);
 PyObject *pg_py_kernel_rule(struct unwinder_object *self, PyObject *args, PyObject *kwargs);
+/* A rule as Python sees it: for tests and for looking into tables by hand. */
+PyObject *pg_py_build_rule(const struct pg_rule *rule);
+
 PyObject *pg_py_binary_rule(struct unwinder_object *self, PyObject *args, PyObject *kwargs);
 
 void pg_py_free_tables(struct unwinder_object *self);

@@ -2,7 +2,8 @@
 /*
  * The one kind of rule that the walk knows: how the registers of a function's
  * caller follow from its own. ORC entries and rows of .eh_frame are both made
- * into it, once for each address that is met; then it is taken from a cache.
+ * into it, once for each address that is met; then it is taken from a cache. So
+ * is what the code itself tells where there are no tables.
  *
  * The CFA (canonical frame address) is what the stack pointer was before the
  * call. Most rules are "CFA = register + offset, and some registers were saved
@@ -51,6 +52,7 @@ enum pg_cfa_kind {
 	PG_CFA_DEREF_LAST,	/* *(register + offset) */
 	PG_CFA_DEREF_FIRST,	/* *register + offset */
 	PG_CFA_EXPRESSION,
+	PG_CFA_DEREF_ADD,	/* *(register + offset) + size, which is signed then */
 };
 
 enum pg_saved_kind {
@@ -60,6 +62,7 @@ enum pg_saved_kind {
 	PG_SAVED_IN_REGISTER,	/* register number offset */
 	PG_SAVED_AT_EXPRESSION,	/* *expression */
 	PG_SAVED_IS_EXPRESSION,
+	PG_SAVED_AT_SP,		/* *(RSP + offset) */
 };
 
 struct pg_saved {

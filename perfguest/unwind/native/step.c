@@ -67,6 +67,11 @@ static enum pg_end find_cfa(const struct pg_machine *m, const struct pg_rule *ru
 		if (!pg_load64(m, base, &base))
 			return PG_END_CUT;
 		break;
+	case PG_CFA_DEREF_ADD:
+		if (!pg_load64(m, base + offset, &base))
+			return PG_END_CUT;
+		offset = (uint64_t)(int64_t)(int16_t)rule->cfa_size;
+		break;
 	}
 	*cfa = base + offset;
 	return 0;
@@ -88,6 +93,10 @@ static enum pg_end find_saved(const struct pg_machine *m, const struct pg_saved 
 		if (!pg_knows(m, PG_RBP))
 			return pg_why_unknown(m, PG_RBP);
 		return pg_load64(m, m->regs[PG_RBP] + offset, value) ? 0 : PG_END_CUT;
+	case PG_SAVED_AT_SP:
+		if (!pg_knows(m, PG_RSP))
+			return pg_why_unknown(m, PG_RSP);
+		return pg_load64(m, m->regs[PG_RSP] + offset, value) ? 0 : PG_END_CUT;
 	case PG_SAVED_IN_REGISTER:
 		if (!pg_knows(m, (unsigned int)saved->offset))
 			return pg_why_unknown(m, (unsigned int)saved->offset);

@@ -16,8 +16,7 @@ static uint32_t binary_owner(uint32_t binary)
  * Each address has one place in the cache, and a newcomer takes it: a profile
  * meets few addresses, and those again and again.
  */
-static struct pg_cached_rule *cache_slot(struct pg_unwinder *unwinder, uint32_t owner,
-					 uint64_t address)
+struct pg_cached_rule *pg_cache_slot(struct pg_unwinder *unwinder, uint32_t owner, uint64_t address)
 {
 	uint64_t hash = (address ^ (uint64_t)owner << 40) * 0x9e3779b97f4a7c15ULL;
 
@@ -28,7 +27,7 @@ const struct pg_rule *pg_kernel_rule(struct pg_unwinder *unwinder, uint32_t kern
 				     uint64_t address)
 {
 	uint32_t owner = kernel_owner(kernel);
-	struct pg_cached_rule *slot = cache_slot(unwinder, owner, address);
+	struct pg_cached_rule *slot = pg_cache_slot(unwinder, owner, address);
 
 	if (slot->owner != owner || slot->address != address) {
 		slot->owner = owner;
@@ -41,7 +40,7 @@ const struct pg_rule *pg_kernel_rule(struct pg_unwinder *unwinder, uint32_t kern
 const struct pg_rule *pg_user_rule(struct pg_unwinder *unwinder, uint32_t binary, uint64_t vaddr)
 {
 	uint32_t owner = binary_owner(binary);
-	struct pg_cached_rule *slot = cache_slot(unwinder, owner, vaddr);
+	struct pg_cached_rule *slot = pg_cache_slot(unwinder, owner, vaddr);
 
 	if (slot->owner != owner || slot->address != vaddr) {
 		slot->owner = owner;

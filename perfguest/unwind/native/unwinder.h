@@ -6,6 +6,8 @@
 #include "binary.h"
 #include "orc.h"
 
+struct pg_code_search;
+
 struct pg_text {
 	uint64_t address;
 	const uint8_t *code;
@@ -46,7 +48,11 @@ struct pg_unwinder {
 	struct pg_space **spaces;
 	size_t space_count;
 	struct pg_cached_rule *cache;	/* 1 << PG_CACHE_BITS */
+	struct pg_code_search *search;	/* of code_search.h */
 };
+
+/* Where a rule is, or is to be put, by what tells whose it is, and an address. */
+struct pg_cached_rule *pg_cache_slot(struct pg_unwinder *unwinder, uint32_t owner, uint64_t address);
 
 /* The pointer is good until the next rule is asked for. */
 const struct pg_rule *pg_kernel_rule(struct pg_unwinder *unwinder, uint32_t kernel,

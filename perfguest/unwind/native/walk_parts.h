@@ -74,4 +74,19 @@ enum pg_proof {
 enum pg_proof pg_user_call_ends(const struct pg_walk *walk, const struct pg_mapping *mapping,
 				uint64_t address);
 
+/* False if the call before the word is of a function that does not lead to RIP. */
+bool pg_could_have_called(const struct pg_walk *walk, uint64_t word);
+
+enum pg_by_code {
+	PG_BY_CODE_NOT,
+	PG_BY_CODE_STEP,
+	PG_BY_CODE_OUTERMOST,	/* nothing called the code here */
+};
+
+/* Each sample may have some more code looked at. */
+void pg_grant_code(struct pg_walk *walk);
+
+/* One step by what the user's code at RIP does from here on. *exact: is RIP more than a return address? */
+enum pg_by_code pg_step_by_code(struct pg_walk *walk, bool *exact);
+
 #endif

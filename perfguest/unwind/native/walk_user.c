@@ -7,8 +7,6 @@
 #include "walk_parts.h"
 #include "call.h"
 
-#define START_CODE	64	/* bytes from the entry point on, in ld.so's assembler */
-
 const struct pg_mapping *pg_find_code(const struct pg_walk *walk, uint64_t address)
 {
 	const struct pg_mapping *mapping;
@@ -70,18 +68,13 @@ static bool step_by_frame_pointer(struct pg_walk *walk)
 	    !pg_load64(m, bp + 8, &word))
 		return false;
 	mapping = pg_find_code(walk, word);
-	if (!mapping || pg_user_call_ends(walk, mapping, word) == PG_NO_CALL)
+	if (!mapping || pg_user_call_ends(walk, mapping, word) == PG_NO_CALL ||
+	    !pg_could_have_called(walk, word))
 		return false;
 	pg_set(m, PG_RIP, word);
 	pg_set(m, PG_RSP, bp + 16);
 	pg_set(m, PG_RBP, caller_bp);
 	return true;
-}
-
-/* A dynamic loader begins in assembler without tables, and nothing calls that. */
-static bool is_start_code(const struct pg_binary *binary, uint64_t vaddr)
-{
-	return vaddr - binary->entry < START_CODE;
 }
 
 /* What is known of the code at an address. */
@@ -115,11 +108,7 @@ static enum pg_end find_rule(const struct pg_walk *walk, uint64_t address, struc
 	place->rule = pg_user_rule(walk->unwinder, (uint32_t)mapping->binary, vaddr);
 	place->source.file = &binary->file;
 	place->source.bias = address - vaddr;
-	if (place->rule->kind != PG_RULE_STOP)
-		return 0;
-	if (place->rule->end == PG_END_NO_RULE && is_start_code(binary, vaddr))
-		return PG_END_START;
-	return place->rule->end;
+	return place->rule->kind == PG_RULE_STOP ? place->rule->end : 0;
 }
 
 /*
@@ -135,18 +124,31 @@ static bool is_outermost(const struct pg_walk *walk, enum pg_end end, uint8_t ho
 	       !m->regs[PG_RBP];
 }
 
-/* 0 if there is no way on, else an enum pg_how. */
-static uint8_t step_without_rule(struct pg_walk *walk, enum pg_end end, bool leaf)
+/* 0 with an enum pg_how, or why there is no way on. */
+static enum pg_end step_without_rule(struct pg_walk *walk, enum pg_end end, bool leaf, bool *exact,
+				     uint8_t *how)
 {
-	uint8_t how = 0;
-
-	if (end != PG_END_NO_TABLE && end != PG_END_NO_RULE)
-		how = 0;
-	else if (leaf && step_by_return(walk))
-		how = PG_HOW_RETURN;
+	if (end != PG_END_NO_TABLE && end != PG_END_NO_RULE && end != PG_END_PAGES)
+		return end;
+	switch (pg_step_by_code(walk, exact)) {
+	case PG_BY_CODE_OUTERMOST:
+		return PG_END_START;
+	case PG_BY_CODE_STEP:
+		*how = PG_HOW_CODE;
+		return 0;
+	case PG_BY_CODE_NOT:
+		break;
+	}
+	*exact = false;
+	if (end == PG_END_PAGES)
+		return end;
+	if (leaf && step_by_return(walk))
+		*how = PG_HOW_RETURN;
 	else if (step_by_frame_pointer(walk))
-		how = PG_HOW_FP;
-	return how;
+		*how = PG_HOW_FP;
+	else
+		return end;
+	return 0;
 }
 
 /*
@@ -173,6 +175,7 @@ enum pg_end pg_walk_user(struct pg_walk *walk)
 		return PG_END_DEPTH;
 	if (walk->compat)
 		return PG_END_COMPAT;
+	pg_grant_code(walk);
 	for (;; leaf = false) {
 		uint64_t sp = m->regs[PG_RSP];
 		struct place place;
@@ -189,10 +192,7 @@ enum pg_end pg_walk_user(struct pg_walk *walk)
 		} else if (is_outermost(walk, end, how)) {
 			return PG_END_START;
 		} else {
-			how = step_without_rule(walk, end, leaf);
-			if (how)
-				end = 0;
-			exact = false;
+			end = step_without_rule(walk, end, leaf, &exact, &how);
 		}
 		/* A leaf that has taken its return address off the stack (vfork) has no frame. */
 		if (!end && !(leaf && m->regs[PG_RSP] == sp))

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* Code that is known by what it does: where programs, threads and main() begin, where handlers of signals end. */
+#include "code_search.h"
+#include "code_start.h"
+
+#define MAX_ENTRY	64	/* bytes of the code at an entry point */
+#define MAX_INSNS	24	/* from there to the first call */
+#define MAX_EXIT	4	/* that end a thread */
+
+#define SYS_exit	60
+
+/* mov $15,%rax; syscall: what debuggers know the handler's return by, too. */
+static const uint8_t sigreturn[PG_SIGRETURN_SIZE] = {
+	0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05,
+};
+
+bool pg_code_is_sigreturn(const struct pg_binary *binary, uint64_t offset)
+{
+	struct pg_bytes code;
+
+	pg_file_view_some(&binary->file, offset, PG_SIGRETURN_SIZE, &code);
+	return pg_bytes_left(&code) == PG_SIGRETURN_SIZE && !memcmp(code.at, sigreturn, PG_SIGRETURN_SIZE);
+}
+
+/*
+ * Entry points begin with what nothing else does: clearing the outermost
+ * frame's pointer as the ABI asks (System V ABI AMD64, 3.4.1), or taking the
+ * stack pointer for an argument.
+ */
+enum pg_entry_kind pg_code_entry_kind(const struct pg_binary *binary, uint64_t offset)
+{
+	static const uint8_t endbr64[] = { 0xf3, 0x0f, 0x1e, 0xfa };
+	static const uint8_t xor_ebp[] = { 0x31, 0xed }, xor_rbp[] = { 0x48, 0x31, 0xed };
+	static const uint8_t mov_rsp_rdi[] = { 0x48, 0x89, 0xe7 };
+	struct pg_bytes code;
+	uint64_t entry;
+
+	if (!pg_vaddr_to_offset(binary, binary->entry, &entry) || offset - entry >= MAX_ENTRY)
+		return PG_ENTRY_NONE;
+	pg_file_view_some(&binary->file, entry, 8, &code);
+	if (pg_bytes_left(&code) < 8)
+		return PG_ENTRY_NONE;
+	if (!memcmp(code.at, endbr64, sizeof(endbr64)))
+		code.at += sizeof(endbr64);
+	if (!memcmp(code.at, mov_rsp_rdi, sizeof(mov_rsp_rdi)))
+		return PG_ENTRY_LOADER;
+	return !memcmp(code.at, xor_ebp, sizeof(xor_ebp)) || !memcmp(code.at, xor_rbp, sizeof(xor_rbp)) ?
+		       PG_ENTRY_PROGRAM : PG_ENTRY_NONE;
+}
+
+bool pg_code_find_main(const struct pg_binary *binary, uint64_t *main)
+{
+	const struct pg_segment *text;
+	struct pg_code_state state;
+	struct pg_bytes code;
+	struct pg_insn insn;
+	uint64_t offset;
+	int i;
+
+	if (!pg_vaddr_to_offset(binary, binary->entry, &offset))
+		return false;
+	text = pg_text_segment(binary, offset);
+	pg_code_begin(&state);
+	for (i = 0; text && i < MAX_INSNS; i++, offset += insn.length) {
+		const struct pg_value *first = &state.regs[PG_RDI];
+
+		pg_file_view_some(&binary->file, offset, PG_MAX_INSN, &code);
+		if (!pg_decode(code.at, pg_bytes_left(&code), &insn))
+			return false;
+		if (!pg_is_call(&insn)) {
+			pg_code_apply(&state, &insn, offset);
+			continue;
+		}
+		*main = (uint64_t)first->offsets[0];
+		if (first->kind == PG_VALUE_CONSTANT)
+			*main -= text->vaddr - text->offset;
+		return (first->kind == PG_VALUE_CONSTANT || first->kind == PG_VALUE_PLACE) &&
+		       *main - text->offset < text->size;
+	}
+	return false;
+}
+
+bool pg_code_ends_thread(const struct pg_binary *binary, uint64_t offset)
+{
+	struct pg_code_state state;
+	struct pg_bytes code;
+	struct pg_insn insn;
+	int i;
+
+	pg_code_begin(&state);
+	for (i = 0; i < MAX_EXIT; i++) {
+		pg_file_view_some(&binary->file, offset, PG_MAX_INSN, &code);
+		if (!pg_decode(code.at, pg_bytes_left(&code), &insn) || insn.vector)
+			return false;
+		if (insn.map == PG_MAP_0F && insn.opcode == 0x05)
+			return pg_is_constant(&state.regs[PG_RAX], SYS_exit);
+		/* MOV alone. */
+		if (insn.map != PG_MAP_ONE || !(insn.opcode == 0x89 || (insn.opcode & 0xf8) == 0xb8))
+			return false;
+		pg_code_apply(&state, &insn, offset);
+		offset += insn.length;
+	}
+	return false;
+}
