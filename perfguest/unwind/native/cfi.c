@@ -320,7 +320,8 @@ static void make_rule(const struct program *p, struct pg_rule *rule)
 	rule->cfa_offset = p->row.cfa_offset;
 	rule->count = 0;
 	rule->forgotten = 0;
-	for (number = 0; number < PG_REGISTERS; number++) {
+	/* The return address first: it is the last in DWARF's order, too. */
+	for (number = PG_REGISTERS; number--;) {
 		const struct cell *cell = &p->row.cells[number];
 		enum pg_register reg = pg_dwarf_register(number);
 
@@ -329,16 +330,23 @@ static void make_rule(const struct program *p, struct pg_rule *rule)
 		else if (cell->kind == CELL_UNDEFINED)
 			rule->forgotten |= 1u << reg;
 	}
+	rule->plain = pg_rule_is_plain(rule);
 }
 
 void pg_cfi_rule(const struct pg_fde *fde, uint64_t vaddr, struct pg_rule *rule)
 {
 	static const struct row no_row = { .cfa_kind = PG_CFA_REGISTER, .cfa_register = PG_REGISTERS };
-	struct program p = {
-		.fde = fde, .address = fde->start, .wanted = vaddr, .row = no_row, .initial = no_row,
-	};
 	const struct cell *caller;
+	struct program p;
 
+	/* Not all of it: what is remembered is much, and seldom used. */
+	p.fde = fde;
+	p.address = fde->start;
+	p.wanted = vaddr;
+	p.row = no_row;
+	p.initial = no_row;
+	p.remembered_count = 0;
+	p.end = 0;
 	run(&p, &fde->cie.program, fde->cie.program_offset);
 	p.initial = p.row;
 	p.address = fde->start;

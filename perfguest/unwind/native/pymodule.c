@@ -24,9 +24,7 @@ static PyObject *unwinder_new(PyTypeObject *type, PyObject *args, PyObject *kwar
 		return NULL;
 	self->held = PyList_New(0);
 	self->lock = PyThread_allocate_lock();
-	self->unwinder.cache = PyMem_RawCalloc((size_t)1 << PG_CACHE_BITS,
-					       sizeof(*self->unwinder.cache));
-	if (!self->held || !self->lock || !self->unwinder.cache) {
+	if (!pg_rule_cache_init(&self->unwinder.cache) || !self->held || !self->lock) {
 		Py_DECREF(self);
 		return PyErr_NoMemory();
 	}
@@ -38,7 +36,7 @@ static void unwinder_dealloc(struct unwinder_object *self)
 	PyTypeObject *type = Py_TYPE(self);
 
 	pg_py_free_tables(self);
-	PyMem_RawFree(self->unwinder.cache);
+	pg_rule_cache_deinit(&self->unwinder.cache);
 	if (self->lock)
 		PyThread_free_lock(self->lock);
 	Py_XDECREF(self->held);

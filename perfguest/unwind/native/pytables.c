@@ -120,7 +120,7 @@ PyObject *pg_py_binary_rule(struct unwinder_object *self, PyObject *args, PyObje
 		return NULL;
 	pg_py_lock(self);
 	if (number < self->unwinder.binary_count)
-		result = build_rule(pg_user_rule(&self->unwinder, number, vaddr));
+		result = build_rule(&pg_user_rule(&self->unwinder, number, vaddr)->rule);
 	else
 		PyErr_Format(PyExc_ValueError, "no binary has the number %u", number);
 	pg_py_unlock(self);
