@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfguest.formats import name_index
@@ -16,6 +16,7 @@ def index_of(names: list[bytes], behind: bytes = b"") -> NameIndex:
     return NameIndex(b"".join(name + b"\0" for name in names) + behind, np.cumsum(sizes) - sizes)
 
 
+@settings(deadline=None)
 @given(NAMES, st.text("ab_\0", max_size=12).map(str.encode))
 def test_all_places_in_order(names: list[bytes], asked: bytes) -> None:
     index = index_of(names)

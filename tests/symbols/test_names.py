@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfguest.symbols.names import Names
@@ -10,6 +10,7 @@ from perfguest.symbols.names import Names
 NAMES = st.lists(st.text("_aé\ufffd", max_size=8) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8), max_size=20)
 
 
+@settings(deadline=None)
 @given(NAMES, NAMES)
 def test_names_are_what_they_were_made_of(one: list[str], other: list[str]) -> None:
     made = Names.of(one)
@@ -21,6 +22,7 @@ def test_names_are_what_they_were_made_of(one: list[str], other: list[str]) -> N
     assert list(made.take(rows)) == [one[row] for row in rows]
 
 
+@settings(deadline=None)
 @given(NAMES, st.text("_a", max_size=3))
 def test_questions_about_all_of_them(names: list[str], asked: str) -> None:
     made = Names.of(names)
