@@ -117,17 +117,17 @@ def _leaves(joined: Joined, host: HostSymbols, found: GuestStacks, kernels: Kern
     """The different stacks without their roots, and for each sample which is its: the guest's, its IP alone where its record is lost, or the host's."""
     samples = joined.perf.samples
     of_record = np.where(joined.in_guest & (joined.record >= 0), np.append(found.of_record, -1)[joined.record], -1)
-    alone = _guest_ips(joined, kernels, joined.in_guest & (of_record < 0))
-    callchains = stacks.from_callchains(samples.chain_start, samples.chain, samples.ip, joined.mode, host.epoch(samples.pid, samples.time))
-    rest, number, _ = stacks.unique_stacks(stacks.join([alone, callchains.keep(~joined.in_guest[callchains.owner])]))
-    return stacks.concatenate([found.stacks, rest]), np.where(of_record >= 0, of_record, len(found.stacks) + number.astype(np.int64))
-
-
-def _guest_ips(joined: Joined, kernels: KernelSpaces, alone: npt.NDArray[np.bool_]) -> RawStacks:
-    """The IP of the samples in ``alone``, no frame for the others."""
-    space = np.where(joined.mode == Mode.GUEST_KERNEL, kernels.of_sample, -1 - joined.vm.astype(np.int64))
-    start = np.concatenate([[0], np.cumsum(alone)]).astype(np.int64)
-    return stacks.from_chains(start, joined.perf.samples.ip[alone], joined.mode, space)
+    alone = joined.in_guest & (of_record < 0)
+    guest_space = np.where(joined.mode == Mode.GUEST_KERNEL, kernels.of_sample, -1 - joined.vm.astype(np.int64))
+    space = np.where(joined.in_guest, guest_space, host.epoch(samples.pid, samples.time))
+    example, kind = stacks.distinct_chains(samples.chain_start, samples.chain, samples.ip, joined.mode, space, joined.in_guest, alone)
+    start, chain = stacks.select_chains(samples.chain_start, samples.chain, example)
+    ip, mode, space, alone = samples.ip[example], joined.mode[example], space[example], alone[example]
+    # The IP of a guest's sample whose record is lost is all that there is of it.
+    ips = stacks.from_chains(np.concatenate([[0], np.cumsum(alone)]).astype(np.int64), ip[alone], mode, space)
+    callchains = stacks.from_callchains(start, chain, ip, mode, space)
+    rest, number, _ = stacks.unique_stacks(stacks.join([ips, callchains.keep(~joined.in_guest[example][callchains.owner])]))
+    return stacks.concatenate([found.stacks, rest]), np.where(of_record >= 0, of_record, len(found.stacks) + number[kind].astype(np.int64))
 
 
 def _roots(joined: Joined) -> tuple[tuple[npt.NDArray[np.bool_], I32, int], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfguest import stacks
@@ -99,3 +99,27 @@ def test_callchain_markers_say_the_mode_of_what_follows_and_junk_ends_the_chain(
         [(Mode.HOST_USER, 80, 0x3000, False, False)],
         [(Mode.HOST_KERNEL, 0, 0x4000, False, False)],
     ]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.lists(st.sampled_from([0, 1, 2**64 - 128]), max_size=3), st.integers(-1, 1), st.booleans()), max_size=12))
+def test_distinct_chains_differ_in_an_address_or_a_column(given_chains: list[tuple[list[int], int, bool]]) -> None:
+    chains = [tuple(chain) for chain, _, _ in given_chains]
+    start = np.concatenate([[0], np.cumsum([len(chain) for chain in chains])]).astype(np.int64)
+    address = np.array([one for chain in chains for one in chain], np.uint64)
+    columns = np.array([number for _, number, _ in given_chains], np.int64), np.array([flag for _, _, flag in given_chains], bool)
+    first, kind = stacks.distinct_chains(start, address, *columns)
+    kinds = [(tuple(chain), number, flag) for chain, number, flag in given_chains]
+    assert [kinds[f] for f in first[kind].tolist()] == kinds
+    assert [kinds.index(kinds[f]) for f in first.tolist()] == first.tolist()
+    assert len(first) == len(set(kinds))
+    chosen_start, chosen = stacks.select_chains(start, address, first)
+    assert [tuple(chosen[a:b].tolist()) for a, b in itertools.pairwise(chosen_start.tolist())] == [kinds[f][0] for f in first.tolist()]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=20))
+def test_rows_are_told_apart_by_either_key(pairs: list[tuple[int, int]]) -> None:
+    first, number = stacks._distinct(np.array([a for a, _ in pairs], np.uint64), np.array([b for _, b in pairs], np.uint64))
+    assert [pairs[f] for f in first[number].tolist()] == pairs
+    assert sorted(first.tolist()) == sorted(pairs.index(pair) for pair in set(pairs))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError
+from perfguest.formats.name_index import NameIndex
 
 #: Debian's kernels have 120,000 types in 5 to 7 MB.
 MAX_TYPES, MAX_BTF = 1 << 20, 64 << 20
@@ -82,11 +83,9 @@ class BtfTable:
         if header < 24 or types_size % 4 or header + types + types_size > len(data) or header + strings + strings_size > len(data):
             raise BtfError("BTF: its parts are not within it")
         self.types = data[header + types : header + types + types_size]
+        self._indexes: dict[int, tuple[npt.NDArray[np.int64], NameIndex]] = {}
         self.strings = b"\0" + data[header + strings : header + strings + strings_size] + b"\0"
         self.places = _walk(self.types) if places is None else _check_places(self.types, places)
-        words = np.frombuffer(self.types, "<u4")
-        self._names, infos = words[self.places[1:] // 4], words[self.places[1:] // 4 + 1]
-        self._kinds = infos >> np.uint32(24) & np.uint32(31)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -99,11 +98,19 @@ class BtfTable:
 
     def named(self, name: str, kind: int) -> int | None:
         """The number of the first type with this name and kind."""
-        for offset in self._offsets(name):
-            found = np.flatnonzero((self._names == offset) & (self._kinds == kind)).tolist() if offset else []
-            if found:
-                return int(found[0]) + 1
-        return None
+        numbers, names = self._named_of(kind)
+        place = next(names.places(name.encode(errors="replace")), None) if name else None
+        return None if place is None else int(numbers[place])
+
+    def _named_of(self, kind: int) -> tuple[npt.NDArray[np.int64], NameIndex]:
+        """The types of a kind: their numbers and names."""
+        if kind not in self._indexes:
+            words, at = np.frombuffer(self.types, "<u4"), self.places[1:] // 4
+            numbers = np.flatnonzero(words[at + 1] >> np.uint32(24) & np.uint32(31) == kind)
+            offsets = words[at[numbers]].astype(np.int64)
+            inside = offsets + 1 < len(self.strings)
+            self._indexes[kind] = numbers[inside] + 1, NameIndex(self.strings, offsets[inside] + 1)
+        return self._indexes[kind]
 
     def _offsets(self, name: str) -> list[int]:
         # Strings are kept once each, so there is one.
@@ -153,15 +160,19 @@ def _walk(types: bytes) -> npt.NDArray[np.int64]:
 
 def _check_places(types: bytes, places: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
     """What :func:`_walk` gives, if ``places`` are just that: each type ends where the next begins."""
-    words, at = np.frombuffer(types, "<u4"), places.astype(np.int64)
-    if len(at) > MAX_TYPES or (at % 4).any() or (at > len(types) - 12).any() or len(types) % 4:
-        raise BtfError("BTF: its types are not where they were said to be")
-    infos = words[at // 4 + 1].astype(np.int64)
-    kinds, parts = infos >> 24 & 31, infos & 0xFFFF
-    tails = np.array(TAIL, np.int64)
-    known = (kinds > 0) & (kinds < len(tails))
-    tail = tails[np.where(known, kinds, 0)]
-    ends = at + 12 + tail[:, 0] + tail[:, 1] * parts
-    if not known.all() or not np.array_equal(np.append(at, len(types)), np.append(0, ends)):
-        raise BtfError("BTF: its types are not where they were said to be")
-    return np.append(-1, at)
+    wrong = BtfError("BTF: its types are not where they were said to be")
+    # Neither places nor ends come near 32 bits: BTF has MAX_BTF bytes at most, and a type 65,535 parts.
+    words, at = np.frombuffer(types, "<u4"), places
+    if not len(at) and not types:
+        return np.array([-1], np.int64)
+    if len(types) % 4 or not 0 < len(at) <= MAX_TYPES or int(at.max()) > len(types) - 12 or (at & np.uint32(3)).any():
+        raise wrong
+    infos = words[(at >> np.uint32(2)) + np.uint32(1)]
+    kinds = infos >> np.uint32(24) & np.uint32(31)
+    if int(kinds.min()) == 0 or int(kinds.max()) >= len(TAIL):
+        raise wrong
+    once, each = np.array(TAIL, np.uint32).T
+    ends = at + np.uint32(12) + once[kinds] + each[kinds] * (infos & np.uint32(0xFFFF))
+    if at[0] or int(ends[-1]) != len(types) or not np.array_equal(at[1:], ends[:-1]):
+        raise wrong
+    return np.concatenate([[-1], at.astype(np.int64)])

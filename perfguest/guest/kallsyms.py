@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from perfguest.errors import FormatError
 from perfguest.formats.image_kallsyms import ImageSymbols, Tables, decode_kallsyms
+from perfguest.formats.name_index import NameIndex
 from perfguest.guest.image import KernelImage
 from perfguest.guest.vmcoreinfo import VmcoreInfo
 
@@ -39,19 +40,22 @@ class Symbols:
         self._ends = np.flatnonzero(np.frombuffer(spelled, np.uint8) == 0)
         if not len(addresses) == len(types) == len(self._ends):
             raise FormatError("symbols that do not fit together")
-        self._searched = b"\0" + spelled
 
     def __len__(self) -> int:
         return len(self.types)
 
     def moved(self, distance: int) -> U64:
         """The addresses, those in the kernel's half moved by the distance in bytes."""
-        return np.where(self.addresses >> np.uint64(63) == 1, self.addresses + np.uint64(distance % (1 << 64)), self.addresses)
+        return move(self.addresses, distance)
 
     @cached_property
     def names(self) -> list[bytes]:
         """One per symbol."""
         return self.spelled.split(b"\0")[:-1]
+
+    @cached_property
+    def _index(self) -> NameIndex:
+        return NameIndex(self.spelled, np.concatenate([[0], self._ends[:-1] + 1])[: len(self)])
 
     def name(self, place: int) -> bytes:
         """Of the symbol at this place."""
@@ -60,8 +64,7 @@ class Symbols:
 
     def place_of(self, name: str) -> int | None:
         """The place of the first symbol with this name, as in the kernel's own lookup."""
-        at = self._searched.find(b"\0" + name.encode(errors="replace") + b"\0") if name and "\0" not in name else -1
-        return None if at < 0 else int(np.searchsorted(self._ends, at))
+        return next(self._index.places(name.encode(errors="replace")), None) if name else None
 
     def address_of(self, name: str) -> int | None:
         """The address of the first symbol with this name."""
@@ -78,6 +81,13 @@ class Symbols:
         """The place of the last symbol that is not behind the address."""
         place = int(np.searchsorted(self.addresses, np.uint64(address & (1 << 64) - 1), "right")) - 1
         return place if place >= 0 else None
+
+
+def move(addresses: U64, distance: int) -> U64:
+    """A copy, with those in the kernel's half moved by the distance in bytes."""
+    moved = addresses.copy()
+    np.add(moved, np.uint64(distance % (1 << 64)), out=moved, where=moved.view(np.int64) < 0)
+    return moved
 
 
 NO_SYMBOLS = Symbols(np.empty(0, np.uint64), b"", b"")

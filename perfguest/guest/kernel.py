@@ -226,7 +226,7 @@ def open_known(memory: GuestMemory, found: FoundKernel, known: tables_pb2.Kernel
     Raises :class:`FormatError` or :class:`GuestFault` if it is not this kernel after all, or its memory is not to be read now.
     """
     memory.la57, table, lstar, offset = found.la57, found.table, found.lstar, found.offset
-    data = tables.check(known.raw, offset, lambda address, size: memory.read_virtual(table, address, size))
+    data = tables.check(known.raw, offset, lambda address, view: memory.read_virtual_into(table, address, view))
     symbols = tables.symbols_of(known, offset)
     swapper = symbols.address_of("swapper_pg_dir") or symbols.address_of("init_top_pgt")
     own = memory.translate(table, swapper) & ADDRESS if swapper else None
@@ -235,7 +235,8 @@ def open_known(memory: GuestMemory, found: FoundKernel, known: tables_pb2.Kernel
         raise FormatError(_NO_TABLES)
     info = _known_vmcoreinfo(memory, own, symbols)
     kernel = LiveKernel(memory, known.release, known.build_id, offset, lstar, own, symbols, None, "symbols", "", info, text)
-    places = np.frombuffer(known.btf_places, "<u4") if len(known.btf_places) % 4 == 0 else np.empty(0, np.uint32)
+    btf_places = known.btf_places
+    places = np.frombuffer(btf_places, "<u4") if len(btf_places) % 4 == 0 else np.empty(0, np.uint32)
     _make_program(kernel, lambda: BtfTable(data, places))
     return kernel
 

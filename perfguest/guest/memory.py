@@ -103,6 +103,13 @@ class GuestMemory:
             raise GuestFault(f"{size} bytes are too many to read", gva)
         return b"".join(self.read(gpa, part) for gpa, part in self._runs(cr3, gva, size))
 
+    def read_virtual_into(self, cr3: int, gva: int, view: memoryview) -> None:
+        """Fills ``view`` from the guest-virtual address on. Raises :class:`GuestFault` if a byte of it is not mapped or not there."""
+        done = 0
+        for gpa, part in self._runs(cr3, gva, len(view)):
+            self.read_into(gpa, view[done : done + part])
+            done += part
+
     def table(self, entry: int) -> Sequence[int]:
         """The 512 entries of the page table that an entry (or CR3) points to."""
         return struct.unpack("<512Q", self.read(entry & ADDRESS, PAGE))

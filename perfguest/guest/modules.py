@@ -141,13 +141,19 @@ def _module(module: Object, problems: list[str]) -> guest_pb2.Module | None:
 def _text(module: Object) -> tuple[int, int]:
     """Where the module's code is. ``mem`` since Linux commit ac3b43283923 ("module: replace module_layout with module_memory"), v6.4."""
     if _has(module, "mem"):
-        text = module.mem[module.prog_["MOD_TEXT"]]
+        text = module.mem[_part(module.prog_, "MOD_TEXT")]
         address, size = text.base.value_(), text.size.value_()
     else:
         address, size = module.core_layout.base.value_(), module.core_layout.text_size.value_()
     if address >> 63 == 0 or not 0 < size <= 1 << 30:
         raise FormatError(f"{size} bytes of code at {address:#x}")
     return address, size
+
+
+def _part(prog: Program, name: str) -> int:
+    # By its enumeration: a constant alone would be sought among all enumerations there are.
+    parts = {item.name: item.value for item in prog.type("enum mod_mem_type").enumerators or ()}
+    return int(parts[name])
 
 
 def _build_id(module: Object) -> bytes:

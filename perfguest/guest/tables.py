@@ -22,7 +22,7 @@ from perfguest.formats.guest_snapshot import FORMAT_VERSION
 from perfguest.formats.orc import ENTRY_SIZE, read_orc
 from perfguest.guest import wire
 from perfguest.guest.image import START_KERNEL_MAP, build_id_note
-from perfguest.guest.kallsyms import Symbols
+from perfguest.guest.kallsyms import Symbols, move
 from perfguest.guest.kallsyms import decode as decode_symbols
 from perfguest.guest.memory import GuestFault
 from perfguest.guest.vmcoreinfo import release_in
@@ -149,26 +149,38 @@ def find(read: Callable[[int, int, int], bytes], table: int, lstar: int, candida
             yield candidate, offset
 
 
-def check(raw: tables_pb2.KernelRaw, offset: int, read: Read) -> bytes:
-    """Holds a guest's memory against pieces given by their hashes; gives its BTF. Raises :class:`FormatError` where they differ, and GuestFault."""
+def check(raw: tables_pb2.KernelRaw, offset: int, read_into: Callable[[int, memoryview], None]) -> bytes:
+    """Holds a guest's memory against pieces given by their hashes; gives its BTF. Raises :class:`FormatError` where they differ, and GuestFault.
+
+    ``read_into(address, view)`` fills the view.
+    """
     check_raw(raw)
     btf = b""
-    for name in PIECES:
-        piece = getattr(raw, name)
-        if piece.size:
-            data = _unmoved(read(piece.address + offset, piece.size), piece, offset)
-            if hashlib.sha256(data).digest() != piece.sha256:
+    # One buffer for all: new memory costs more than reading.
+    with memoryview(bytearray(max(getattr(raw, name).size for name in PIECES))) as buffer:
+        for name in PIECES:
+            piece = getattr(raw, name)
+            if not piece.size:
+                continue
+            view = buffer[: piece.size]
+            read_into(piece.address + offset, view)
+            if piece.moved:
+                (word,) = _WORD.unpack_from(view, piece.moved - 1)
+                _WORD.pack_into(view, piece.moved - 1, (word - offset) % (1 << 64))
+            if hashlib.sha256(view).digest() != piece.sha256:
                 raise FormatError(f"another kernel's {name}")
-            btf = data if name == "btf" else btf
+            if name == "btf":
+                btf = bytes(view)
     return btf
 
 
 def symbols_of(tables: tables_pb2.KernelTables, offset: int) -> Symbols:
     """The symbols where ``offset`` has moved them. Raises :class:`FormatError` for columns that do not fit together."""
-    if len(tables.addresses) % 8:
+    # Each look at a field of a message copies it.
+    addresses = tables.addresses
+    if len(addresses) % 8:
         raise FormatError("symbols that do not fit together")
-    linked = Symbols(np.frombuffer(tables.addresses, "<u8"), tables.types, tables.names)
-    return Symbols(linked.moved(offset), tables.types, tables.names)
+    return Symbols(move(np.frombuffer(addresses, "<u8"), offset), tables.types, tables.names)
 
 
 def _unmoved(data: bytes, piece: tables_pb2.Piece, offset: int) -> bytes:

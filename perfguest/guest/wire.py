@@ -102,7 +102,8 @@ def fingerprint(kernel: pb.Kernel) -> str:
 
 
 def _read(fd: int, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size and (part := os.read(fd, min(size - len(data), 1 << 20))):
-        data += part
-    return bytes(data)
+    parts, left = [], size
+    while left and (part := os.read(fd, min(left, 1 << 20))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection, Section
 from elftools.elf.segments import NoteSegment
+from elftools.elf.segments import Segment as ElfSegment
 
 from perfguest.errors import FormatError
 from perfguest.symbols.elf_dynamic import DynamicTables, dynamic_tables
@@ -193,11 +194,32 @@ def _sized(symbols: _Symbols) -> _Symbols:
     return _Symbols(symbols.start[rows], symbols.size[rows], symbols.binding[rows], symbols.label[rows], names)
 
 
+class _ElfFile(ELFFile):
+    # pyelftools makes a section or segment anew at each look at it, and that was most of what reading a file took.
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._sections: dict[int, Section] = {}
+        self._segments: dict[int, ElfSegment] = {}
+        super().__init__(stream)
+
+    def get_section(self, n: int, type: Container[str] | None = None) -> Section:
+        if type is not None:
+            return super().get_section(n, type)
+        if n not in self._sections:
+            self._sections[n] = super().get_section(n)
+        return self._sections[n]
+
+    def get_segment(self, n: int) -> ElfSegment:
+        if n not in self._segments:
+            self._segments[n] = super().get_segment(n)
+        return self._segments[n]
+
+
 def _open(name: str, stream: BinaryIO | SparseFile) -> ELFFile:
     if stream.read(4) != b"\x7fELF":
         raise FormatError(f"{name} is no ELF file")
     size = stream.seek(0, io.SEEK_END)
-    elf = ELFFile(cast(BinaryIO, stream))
+    elf = _ElfFile(cast(BinaryIO, stream))
     if not elf.little_endian:
         raise FormatError(f"{name} is a big-endian ELF file")
     header = elf.header

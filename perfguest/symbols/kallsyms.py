@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError
-from perfguest.symbols.table import GLOBAL, LOCAL, U8, U64, WEAK, RawSymbols, SymbolTable, build_table
+from perfguest.symbols.names import Names
+from perfguest.symbols.table import GLOBAL, I32, LOCAL, U8, U64, WEAK, RawSymbols, SymbolTable, build_table
 
 KERNEL_DSO = "[kernel.kallsyms]"
 
@@ -81,9 +82,8 @@ def _parse(text: bytes, kernel_dso: str, name: str) -> SymbolTable:
     chosen = np.flatnonzero(np.isin(types, _TEXT_TYPES))
     bounds = np.unique(addresses[~np.isin(types, _ABSOLUTE_TYPES)])
     width = _address_width(text)
-    lines = text.decode("utf-8", "replace").split("\n") if text.isascii() else [line.decode("utf-8", "replace") for line in text.split(b"\n")]
-    names, dso, dsos = _names_and_dsos([lines[row][width + 3 :] for row in chosen.tolist()], kernel_dso)
-    raw = RawSymbols(addresses[chosen], np.zeros(len(chosen), np.uint64), _bindings(types[chosen]), names, np.array(dso, np.int32), dsos)
+    names, dso, dsos = _names_and_dsos(text, begins[chosen] + width + 3, ends[chosen], kernel_dso)
+    raw = RawSymbols(addresses[chosen], np.zeros(len(chosen), np.uint64), _bindings(types[chosen]), names, dso, dsos)
     return build_table(raw, bounds)
 
 
@@ -110,14 +110,16 @@ def _addresses_and_types(data: U8, begins: npt.NDArray[np.intp], ends: npt.NDArr
     return addresses, data[begins + width + 1]
 
 
-def _names_and_dsos(fields: list[str], kernel_dso: str) -> tuple[list[str], list[int], tuple[str, ...]]:
-    numbers = {"": 0}
-    names, dso = [], []
-    for field in fields:
-        symbol, _, module = field.partition("\t")
-        names.append(symbol)
-        dso.append(numbers.setdefault(module, len(numbers)))
-    return names, dso, (kernel_dso, *list(numbers)[1:])
+def _names_and_dsos(text: bytes, start: npt.NDArray[np.int64], end: npt.NDArray[np.int64], kernel_dso: str) -> tuple[Names, I32, tuple[str, ...]]:
+    """Of the fields from ``start`` up to ``end``: the name, and behind a tab, if there is one, the module."""
+    tabs = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\t"))
+    # The first tab at or behind the start.
+    at = np.append(tabs, len(text))[np.searchsorted(tabs, start)]
+    dso, numbers = np.zeros(len(start), np.int32), {"": 0}
+    for row in np.flatnonzero(at < end).tolist():
+        module = text[int(at[row]) + 1 : int(end[row])].decode("utf-8", "replace")
+        dso[row] = numbers.setdefault(module, len(numbers))
+    return Names(text, start, np.minimum(at, end)), dso, (kernel_dso, *list(numbers)[1:])
 
 
 def _bindings(types: U8) -> U8:

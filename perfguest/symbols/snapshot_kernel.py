@@ -21,6 +21,7 @@ from perfguest.symbols.guest_calls import U8, U64, Bool, Code
 from perfguest.symbols.guest_kernel import DISPROVEN, PROVEN, UNKNOWN
 from perfguest.symbols.kernel_tables import KernelTables, add_modules, read_tables
 from perfguest.symbols.module_texts import ModuleTexts
+from perfguest.symbols.names import Names
 from perfguest.symbols.table import GLOBAL, LOCAL, WEAK, RawSymbols, SymbolTable, build_table
 
 I32 = npt.NDArray[np.int32]
@@ -38,23 +39,23 @@ _MIN_PROVEN_SHARE = 0.4
 
 @dataclass(frozen=True)
 class SymbolColumns:
-    """``address``: uint64, ascending; ``kind``: uint8, a letter of nm; ``names``: list of str, which may hold anything."""
+    """``address``: uint64, ascending; ``kind``: uint8, a letter of nm; ``names`` may hold anything."""
 
     address: U64
     kind: U8
-    names: list[str]
+    names: Names
 
 
 def decode_symbols(message: pb.Symbols, what: str) -> SymbolColumns:
     """Raises :class:`FormatError` where the columns contradict one another. ``what`` stands in messages."""
     count = len(message.types)
-    if len(message.addresses) != 8 * count or count > _MAX_SYMBOLS or message.names.count(b"\0") != count or (count and message.names[-1]):
+    names = message.names
+    if len(message.addresses) != 8 * count or count > _MAX_SYMBOLS or names.count(b"\0") != count or (count and names[-1]):
         raise FormatError(f"the symbols of {what} do not fit together")
     address = np.frombuffer(message.addresses, "<u8").astype(np.uint64)
     if (address[1:] < address[:-1]).any():
         raise FormatError(f"the symbols of {what} are not in order")
-    names = [name[:_MAX_NAME] for name in message.names.decode("utf-8", "replace").split("\0")[:count]]
-    return SymbolColumns(address, np.frombuffer(message.types, np.uint8), names)
+    return SymbolColumns(address, np.frombuffer(message.types, np.uint8), Names.terminated(names).cut(_MAX_NAME))
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ class SnapshotKernel:
         offset = event.kaslr_offset
         if offset % KASLR_STEP or offset >= KASLR_END:
             raise FormatError(f"its kernel cannot stand {offset:#x} above where it was linked")
-        if _ENTRY in image.symbols.names and event.lstar:
-            entry = int(image.symbols.address[image.symbols.names.index(_ENTRY)]) + offset
+        at_entry = image.symbols.names.find(_ENTRY)
+        if at_entry is not None and event.lstar:
+            entry = int(image.symbols.address[at_entry]) + offset
             if entry != event.lstar:
                 raise FormatError(f"its kernel's {_ENTRY} would be at {entry:#x}, but the guest's syscall entry is {event.lstar:#x}")
         placed = image.symbols.address >= np.uint64(KERNEL_HALF)
@@ -163,10 +165,12 @@ def _table(parts: Sequence[tuple[str, SymbolColumns, int]], bounds: U64) -> Symb
         rows = np.flatnonzero(placed & ((kind == ord("t")) | (kind == ord("w"))))
         start.append(symbols.address[rows] + np.uint64(offset))
         binding.append(np.where(symbols.kind[rows] == ord("T"), GLOBAL, np.where(kind[rows] == ord("w"), WEAK, LOCAL)).astype(np.uint8))
-        names += [symbols.names[row] for row in rows.tolist()]
+        names.append(symbols.names.take(rows))
         dso.append(np.full(len(rows), number, np.int32))
         known.append(symbols.address[placed] + np.uint64(offset))
-    raw = RawSymbols(np.concatenate(start), np.zeros(len(names), np.uint64), np.concatenate(binding), names, np.concatenate(dso), tuple(dsos))
+    raw = RawSymbols(
+        np.concatenate(start), np.zeros(sum(map(len, names)), np.uint64), np.concatenate(binding), Names.concatenate(names), np.concatenate(dso), tuple(dsos)
+    )
     return build_table(raw, np.unique(np.concatenate(known)))
 
 

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from perfguest.symbols.names import Names
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -18,7 +21,7 @@ GLOBAL, LOCAL, WEAK = 0, 1, 2
 
 _PAGE = 4096
 # Position-independent startup code, 32-bit system calls, and system calls as named before Linux 4.17.
-_MADE_UP = ("__pi_", "__ia32_", "SyS_", "compat_SyS_")
+_MADE_UP = (b"__pi_", b"__ia32_", b"SyS_", b"compat_SyS_")
 # Symbols rarely contain others, and more rarely so more than once.
 _MAX_NESTING = 16
 
@@ -27,12 +30,12 @@ _MAX_NESTING = 16
 class SymbolTable:
     """Symbols sorted by address, one for each. All columns have the same length.
 
-    ``start``, ``end``: uint64, the end excluded. ``names``: list of str, which may hold anything. ``dso``: int32 index into ``dsos`` for each.
+    ``start``, ``end``: uint64, the end excluded. ``names`` may hold anything. ``dso``: int32 index into ``dsos`` for each.
     """
 
     start: U64
     end: U64
-    names: list[str]
+    names: Names
     dso: I32
     dsos: tuple[str, ...]
 
@@ -67,7 +70,7 @@ class RawSymbols:
     start: U64
     size: U64
     binding: U8
-    names: list[str]
+    names: Sequence[str]
     dso: I32
     dsos: tuple[str, ...]
 
@@ -80,16 +83,14 @@ def build_table(raw: RawSymbols, bounds: U64) -> SymbolTable:
     A symbol of unknown size ends at the next symbol or the next entry of ``bounds`` (sorted uint64: further addresses where something else begins).
     The last of its dso ends with the page after its own at the latest, so that an address far away has no name.
     """
-    made_up = np.array([name.startswith(_MADE_UP) for name in raw.names], bool)
-    underscores = np.array([len(name) - len(name.lstrip("_")) for name in raw.names], np.int64)
-    length = np.array([len(name) for name in raw.names], np.int64)
-    order = np.lexsort((-length, underscores, raw.binding, raw.size == 0, made_up, raw.start))
+    names = raw.names if isinstance(raw.names, Names) else Names.of(raw.names)
+    order = np.lexsort((-names.sizes, names.leading(ord("_")), raw.binding, raw.size == 0, names.begin_with(*_MADE_UP), raw.start))
     start = raw.start[order]
     first = np.ones(len(order), bool)
     first[1:] = start[1:] != start[:-1]
     kept = order[first]
     start, dso = raw.start[kept], raw.dso[kept]
-    return SymbolTable(start, _ends(start, raw.size[kept], dso, bounds), [raw.names[row] for row in kept.tolist()], dso, raw.dsos)
+    return SymbolTable(start, _ends(start, raw.size[kept], dso, bounds), names.take(kept), dso, raw.dsos)
 
 
 def _ends(start: U64, size: U64, dso: I32, bounds: U64) -> U64:

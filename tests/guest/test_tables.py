@@ -146,7 +146,7 @@ def peak_of_readers() -> int:
 def test_cost_of_the_second_vm(known: Known, findings: Findings, tmp_path: Path) -> None:
     """CPU seconds of reader and recorder, from the record of the second VM to its layout. The first one's are of a kernel that is not known yet."""
     host = FakeHost(tmp_path / "host")
-    for pid, name in ((500, "web"), (600, "db"), (700, "mail")):
+    for pid, name in ((500, "web"), (600, "db"), (700, "mail"), (800, "proxy")):
         (host.add_vm(pid, name) / "mem").symlink_to(f"/proc/{known.guest.pid}/mem")
     told: list[int] = []
     guests = Guests(GuestSettings(cache=tmp_path / "cache"), host.paths.proc, tmp_path / "guests", FORMAT, lambda vm, layout: told.append(vm))
@@ -156,7 +156,7 @@ def test_cost_of_the_second_vm(known: Known, findings: Findings, tmp_path: Path)
         wait_until(condition, _DEADLINE, lambda: guests.summary({}))
 
     ours, peaks = [], []
-    for vm_id, pid in ((1, 500), (2, 600), (3, 700)):
+    for vm_id, pid in ((1, 500), (2, 600), (3, 700), (4, 800)):
         begun = time.process_time()
         guests.observe(vm_record(vm_id, pid, known.guest.lstar(), known.guest.slots()) + sample(vm_id, known.kernel.kernel_cr3))
         wait(lambda: len(told) == len(ours) + 1)
@@ -170,14 +170,15 @@ def test_cost_of_the_second_vm(known: Known, findings: Findings, tmp_path: Path)
         os.close(fd)
     snapshot = read_snapshot(tmp_path / "guests")
     assert snapshot
-    first, second, third = (kernel.cpu_seconds for kernel in snapshot.kernels)
-    lines = [f"{reader:.3f} s + {recorder:.3f} s" for reader, recorder in zip((first, second, third), ours, strict=True)]
-    findings.note(known.guest.release, **{"1st VM": f"{first + ours[0]:.2f} s {peaks[0] >> 20} MB", "2nd VM": f"{second + ours[1]:.2f} s"})
+    readers = [kernel.cpu_seconds for kernel in snapshot.kernels]
+    lines = [f"{reader:.3f} s + {recorder:.3f} s" for reader, recorder in zip(readers, ours, strict=True)]
+    first, *later = (reader + recorder for reader, recorder in zip(readers, ours, strict=True))
+    findings.note(known.guest.release, **{"1st VM": f"{first:.2f} s {peaks[0] >> 20} MB", "2nd VM": f"{min(later):.3f} s"})
     assert max(peaks) < 300 << 20
     print(f"{known.guest.release}: readers and recorder took {', '.join(lines)}")
     assert {kernel.level for kernel in snapshot.kernels} == {"processes"}
     assert len({kernel.kernel for kernel in snapshot.kernels}) == 1
-    assert first + ours[0] < 2
-    # A tenth of a second on a machine that does nothing else.
-    assert min(second + ours[1], third + ours[2]) < min(0.3, (first + ours[0]) / 3)
+    assert first < 2
+    # The best of three; a tenth of a second, and half more on a machine that has much else to do.
+    assert min(later) < 0.15
     assert KernelCache(tmp_path / "cache").with_tables()

@@ -422,17 +422,6 @@ static void walk_samples(struct input *in, struct pg_unwinder *unwinder, uint64_
 	}
 }
 
-static struct pg_cached_rule cache[1 << PG_CACHE_BITS];
-static struct pg_code_search search;
-
-static void forget_rules(const struct pg_unwinder *unwinder)
-{
-	size_t i;
-
-	for (i = 0; i < 1 << PG_CACHE_BITS; i++)
-		unwinder->cache[i].owner = 0;
-}
-
 /* Instructions, in memory that ends where it may. */
 static void decode(struct input *in)
 {
@@ -469,15 +458,22 @@ static void fuzz(const uint8_t *data, size_t size, const uint8_t *file, size_t f
 	struct pg_kernel *kernels[1] = { &kernel };
 	struct pg_binary *binaries[1] = { &binary };
 	struct pg_space *spaces[1] = { &space };
-	struct pg_unwinder unwinder = {
-		kernels, 1, binaries, 1, spaces, 1, cache, &search,
-	};
+	static struct pg_code_search search;
+	static struct pg_unwinder unwinder;
+
+	if (!unwinder.cache.rules)
+		expect(pg_rule_cache_init(&unwinder.cache), "no memory for the cache of rules");
+	unwinder.kernels = kernels;
+	unwinder.binaries = binaries;
+	unwinder.spaces = spaces;
+	unwinder.kernel_count = unwinder.binary_count = unwinder.space_count = 1;
+	unwinder.search = &search;
 
 	decode(&in);
 	make_kernel(&in, &kernel);
 	make_binary(&in, &binary, file, file_size, runs);
 	walk_samples(&in, &unwinder, USER_TEXT + text);
-	forget_rules(&unwinder);
+	pg_rule_cache_clear(&unwinder.cache);
 	free_binary(&binary, runs);
 	free_kernel(&kernel);
 }

@@ -5,8 +5,8 @@
  * first page, and PT_GNU_EH_FRAME leads to the tables.
  */
 #include "binary.h"
-#include "cfi.h"
 #include "dwarf.h"
+#include "fde.h"
 
 #include <elf.h>
 #include <stdlib.h>

@@ -31,7 +31,21 @@ struct pg_machine {
 /* The copy of the stack that sp is on; its end is the empty stack. */
 size_t pg_copy_of(const struct pg_machine *m, uint64_t sp);
 
-bool pg_load(const struct pg_machine *m, uint64_t address, void *value, size_t size);
+static inline bool pg_load(const struct pg_machine *m, uint64_t address, void *value, size_t size)
+{
+	size_t i;
+
+	for (i = 0; i < m->copy_count; i++) {
+		const struct pg_copy *copy = &m->copies[i];
+		uint64_t offset = address - copy->address;
+
+		if (offset < copy->size && copy->size - offset >= size) {
+			memcpy(value, copy->data + offset, size);
+			return true;
+		}
+	}
+	return false;
+}
 
 static inline bool pg_load64(const struct pg_machine *m, uint64_t address, uint64_t *value)
 {
@@ -62,10 +76,16 @@ static inline enum pg_end pg_why_unknown(const struct pg_machine *m, unsigned in
 	return m->cut >> reg & 1 ? PG_END_CUT : PG_END_NO_RULE;
 }
 
+/* Where the stack has not gone up. */
+enum pg_end pg_check_crossing(struct pg_machine *m, uint64_t sp_before);
+
 /*
  * After a step: did the stack go up? It may go down when another stack begins,
  * but not again and again. 0 or PG_END_BAD.
  */
-enum pg_end pg_check_progress(struct pg_machine *m, uint64_t sp_before);
+static inline enum pg_end pg_check_progress(struct pg_machine *m, uint64_t sp_before)
+{
+	return m->regs[PG_RSP] > sp_before ? 0 : pg_check_crossing(m, sp_before);
+}
 
 #endif

@@ -154,6 +154,7 @@ static void make_rule(enum pg_orc_layout layout, const struct orc *orc, struct p
 	default:
 		pg_rule_stop(rule, PG_END_NO_RULE);
 	}
+	rule->plain = pg_rule_is_plain(rule);
 }
 
 void pg_orc_rule(const struct pg_orc_table *table, uint64_t address, struct pg_rule *rule)

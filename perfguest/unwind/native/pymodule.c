@@ -26,10 +26,9 @@ static PyObject *unwinder_new(PyTypeObject *type, PyObject *args, PyObject *kwar
 		return NULL;
 	self->held = PyList_New(0);
 	self->lock = PyThread_allocate_lock();
-	self->unwinder.cache = PyMem_RawCalloc((size_t)1 << PG_CACHE_BITS,
-					       sizeof(*self->unwinder.cache));
 	self->unwinder.search = PyMem_RawCalloc(1, sizeof(*self->unwinder.search));
-	if (!self->held || !self->lock || !self->unwinder.cache || !self->unwinder.search) {
+	if (!pg_rule_cache_init(&self->unwinder.cache) || !self->held || !self->lock ||
+	    !self->unwinder.search) {
 		Py_DECREF(self);
 		return PyErr_NoMemory();
 	}
@@ -42,7 +41,7 @@ static void unwinder_dealloc(struct unwinder_object *self)
 	PyTypeObject *type = Py_TYPE(self);
 
 	pg_py_free_tables(self);
-	PyMem_RawFree(self->unwinder.cache);
+	pg_rule_cache_deinit(&self->unwinder.cache);
 	PyMem_RawFree(self->unwinder.search);
 	if (self->lock)
 		PyThread_free_lock(self->lock);

@@ -25,6 +25,12 @@ void pg_py_unlock(struct unwinder_object *self);
  */
 bool pg_py_get_array(PyObject *object, Py_ssize_t item, const char *name, Py_buffer *view);
 
+/* The bytes of an object that is held from now on. False with an exception. */
+bool pg_py_hold(struct unwinder_object *self, PyObject *object, const uint8_t **data, size_t *size);
+
+/* Puts item behind count others; its number, or -1 with an exception. */
+Py_ssize_t pg_py_append(void ***items, size_t *count, void *item);
+
 PyObject *pg_py_add_kernel(struct unwinder_object *self, PyObject *args, PyObject *kwargs);
 PyObject *pg_py_add_binary(struct unwinder_object *self, PyObject *args, PyObject *kwargs);
 PyObject *pg_py_add_space(struct unwinder_object *self, PyObject *args, PyObject *kwargs);
@@ -34,6 +40,10 @@ PyObject *pg_py_build_rule(const struct pg_rule *rule);
 
 PyObject *pg_py_binary_rule(struct unwinder_object *self, PyObject *args, PyObject *kwargs);
 
+/* Each also takes NULL. */
+void pg_py_free_kernel(struct pg_kernel *kernel);
+void pg_py_free_binary(struct pg_binary *binary);
+void pg_py_free_space(struct pg_space *space);
 void pg_py_free_tables(struct unwinder_object *self);
 
 #endif

@@ -4,6 +4,11 @@
 #include "walk.h"
 
 #define MAX_DEPTH	65536
+#define FRAMES_AT_FIRST	16	/* room for so many a sample, more when that is used up */
+
+#define PREFETCH_DISTANCE	4	/* samples: what they take is longer than memory takes */
+#define MAX_PREFETCHED		32	/* frames of a stack */
+#define RETURN_ADDRESS_SIZE	8
 
 enum {
 	MEMORY, REGISTERS, MODE, KERNEL, SPACE,
@@ -23,23 +28,22 @@ struct input {
 	int got;
 	size_t samples;
 	size_t copy_count;
-	struct pg_copy *copies;
+	size_t most_copies;	/* of one sample */
 	int max_depth;
 };
 
+/* Written in place, so that no page of them is touched twice. */
+enum { OUT_START, OUT_ADDRESS, OUT_HOW, OUT_KERNEL_END, OUT_USER_END, OUTPUTS };
+
 struct output {
-	int64_t *start;
-	uint8_t *kernel_end;
-	uint8_t *user_end;
-	uint64_t *address;
-	uint8_t *how;
-	size_t count;
-	size_t room;
+	PyObject *arrays[OUTPUTS];	/* bytearrays */
+	size_t samples;			/* that are walked */
+	size_t count;			/* of frames */
+	size_t room;			/* for frames */
 };
 
 static void release_input(struct input *in)
 {
-	PyMem_RawFree(in->copies);
 	while (in->got--)
 		PyBuffer_Release(&in->columns[in->got]);
 }
@@ -64,41 +68,37 @@ static bool numbers_are_good(const struct input *in, int column, size_t count)
 	return true;
 }
 
-static bool starts_are_good(const struct input *in)
+static bool starts_are_good(struct input *in)
 {
 	const int64_t *start = in->columns[COPY_START].buf;
 	size_t i;
 
-	for (i = 0; i < in->samples; i++)
+	for (i = 0; i < in->samples; i++) {
 		if (start[i] < 0 || start[i + 1] < start[i])
 			break;
+		if ((size_t)(start[i + 1] - start[i]) > in->most_copies)
+			in->most_copies = (size_t)(start[i + 1] - start[i]);
+	}
 	if (i == in->samples && (size_t)start[i] <= in->copy_count)
 		return true;
 	PyErr_SetString(PyExc_ValueError, "copy_start must ascend and end with the copies");
 	return false;
 }
 
-static bool make_copies(struct input *in)
+static bool copies_are_good(const struct input *in)
 {
 	const uint64_t *address = in->columns[COPY_ADDRESS].buf;
 	const int64_t *offset = in->columns[COPY_OFFSET].buf;
 	const int64_t *size = in->columns[COPY_SIZE].buf;
-	const uint8_t *memory = in->columns[MEMORY].buf;
 	int64_t total = in->columns[MEMORY].len;
 	size_t i;
 
-	in->copies = PyMem_RawCalloc(in->copy_count + 1, sizeof(*in->copies));
-	if (!in->copies) {
-		PyErr_NoMemory();
-		return false;
-	}
 	for (i = 0; i < in->copy_count; i++) {
 		if (size[i] < 0 || offset[i] < 0 || size[i] > total || offset[i] > total - size[i] ||
 		    address[i] + (uint64_t)size[i] < address[i]) {
 			PyErr_Format(PyExc_ValueError, "copy %zu is not within the memory", i);
 			return false;
 		}
-		in->copies[i] = (struct pg_copy){ address[i], memory + offset[i], (uint64_t)size[i] };
 	}
 	return true;
 }
@@ -149,99 +149,167 @@ static bool parse_input(struct unwinder_object *self, PyObject *args, PyObject *
 		PyErr_SetString(PyExc_ValueError, "registers: rows of 17 are wanted");
 		return false;
 	}
-	return check_lengths(in) && starts_are_good(in) && make_copies(in) &&
+	return check_lengths(in) && starts_are_good(in) && copies_are_good(in) &&
 	       numbers_are_good(in, KERNEL, self->unwinder.kernel_count) &&
 	       numbers_are_good(in, SPACE, self->unwinder.space_count);
 }
 
-static void free_output(struct output *out)
+static void release_output(struct output *out)
 {
-	PyMem_RawFree(out->start);
-	PyMem_RawFree(out->kernel_end);
-	PyMem_RawFree(out->user_end);
-	PyMem_RawFree(out->address);
-	PyMem_RawFree(out->how);
+	int i;
+
+	for (i = 0; i < OUTPUTS; i++)
+		Py_CLEAR(out->arrays[i]);
 }
 
+/* False with an exception; release_output() either way. */
 static bool make_output(struct output *out, size_t samples)
 {
+	const size_t sizes[OUTPUTS] = {
+		[OUT_START] = (samples + 1) * sizeof(int64_t),
+		[OUT_KERNEL_END] = samples, [OUT_USER_END] = samples,
+	};
+	int i;
+
 	memset(out, 0, sizeof(*out));
-	out->start = PyMem_RawCalloc(samples + 1, sizeof(*out->start));
-	out->kernel_end = PyMem_RawCalloc(samples + 1, 1);
-	out->user_end = PyMem_RawCalloc(samples + 1, 1);
-	return out->start && out->kernel_end && out->user_end;
-}
-
-/* Room for one more sample's frames, so that the walk need not ask. */
-static bool make_room(struct output *out, size_t more)
-{
-	size_t room = out->room + out->room / 2 + 16 * more;
-	uint64_t *address;
-	uint8_t *how;
-
-	if (out->room - out->count >= more)
-		return true;
-	address = PyMem_RawRealloc(out->address, room * sizeof(*address));
-	if (address)
-		out->address = address;
-	how = PyMem_RawRealloc(out->how, room);
-	if (how)
-		out->how = how;
-	if (!address || !how)
-		return false;
-	out->room = room;
+	for (i = 0; i < OUTPUTS; i++) {
+		out->arrays[i] = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)sizes[i]);
+		if (!out->arrays[i])
+			return false;
+	}
+	*(int64_t *)PyByteArray_AS_STRING(out->arrays[OUT_START]) = 0;
 	return true;
 }
+
+static bool set_room(struct output *out, size_t room)
+{
+	out->room = room;
+	return !PyByteArray_Resize(out->arrays[OUT_ADDRESS], (Py_ssize_t)(room * sizeof(uint64_t))) &&
+	       !PyByteArray_Resize(out->arrays[OUT_HOW], (Py_ssize_t)room);
+}
+
+/* Of the sample that is walked. */
+struct scratch {
+	struct pg_copy *copies;
+	uint64_t *sp;
+};
 
 typedef struct pg_ends (*walk_fn)(struct pg_unwinder *, const struct pg_sample *,
 				  struct pg_frames *);
 
-/* Runs without the interpreter's lock. False: out of memory. */
-static bool run(struct pg_unwinder *unwinder, const struct input *in, struct output *out,
-		walk_fn walk)
+/* The copies of a sample: what they are taken from was checked. */
+static size_t find_copies(const struct input *in, size_t sample, struct pg_copy *copies)
+{
+	const int64_t *start = in->columns[COPY_START].buf;
+	const uint64_t *address = in->columns[COPY_ADDRESS].buf;
+	const int64_t *offset = in->columns[COPY_OFFSET].buf;
+	const int64_t *size = in->columns[COPY_SIZE].buf;
+	const uint8_t *memory = in->columns[MEMORY].buf;
+	size_t count = 0;
+	int64_t i;
+
+	for (i = start[sample]; i < start[sample + 1]; i++)
+		copies[count++] = (struct pg_copy){ address[i], memory + offset[i], (uint64_t)size[i] };
+	return count;
+}
+
+/*
+ * Nearly all that a walk waits for is the stack, which comes from main memory.
+ * Most of a thread's outer frames are where they were a few samples before.
+ */
+static void prefetch(const struct input *in, size_t sample, const struct pg_frames *frames)
+{
+	const int64_t *start = in->columns[COPY_START].buf;
+	const uint64_t *address = in->columns[COPY_ADDRESS].buf;
+	const int64_t *offset = in->columns[COPY_OFFSET].buf;
+	const int64_t *size = in->columns[COPY_SIZE].buf;
+	const uint8_t *memory = in->columns[MEMORY].buf;
+	uint32_t count = frames->count < MAX_PREFETCHED ? frames->count : MAX_PREFETCHED, frame;
+	int64_t i;
+
+	for (i = start[sample]; i < start[sample + 1]; i++) {
+		for (frame = 0; frame < count; frame++) {
+			uint64_t at = frames->sp[frame] - RETURN_ADDRESS_SIZE - address[i];
+
+			if (at < (uint64_t)size[i])
+				__builtin_prefetch(memory + offset[i] + at);
+		}
+	}
+}
+
+/*
+ * Walks on until there may be no room for the frames of one more sample. Runs
+ * without the interpreter's lock.
+ */
+static void run(struct pg_unwinder *unwinder, const struct input *in, struct output *out,
+		const struct scratch *scratch, walk_fn walk)
 {
 	const uint64_t *registers = in->columns[REGISTERS].buf;
 	const uint8_t *mode = in->columns[MODE].buf;
 	const int32_t *kernel = in->columns[KERNEL].buf, *space = in->columns[SPACE].buf;
-	const int64_t *start = in->columns[COPY_START].buf;
+	int64_t *start = (int64_t *)PyByteArray_AS_STRING(out->arrays[OUT_START]);
+	uint64_t *address = (uint64_t *)PyByteArray_AS_STRING(out->arrays[OUT_ADDRESS]);
+	uint8_t *how = (uint8_t *)PyByteArray_AS_STRING(out->arrays[OUT_HOW]);
+	uint8_t *kernel_end = (uint8_t *)PyByteArray_AS_STRING(out->arrays[OUT_KERNEL_END]);
+	uint8_t *user_end = (uint8_t *)PyByteArray_AS_STRING(out->arrays[OUT_USER_END]);
 	size_t i;
 
-	for (i = 0; i < in->samples; i++) {
+	for (i = out->samples; i < in->samples; i++) {
 		struct pg_sample sample = {
 			.regs = registers + i * PG_REGISTERS,
 			.mode = mode[i],
 			.kernel = kernel[i],
 			.space = space[i],
-			.copies = in->copies + start[i],
-			.copy_count = (size_t)(start[i + 1] - start[i]),
+			.copies = scratch->copies,
 		};
-		struct pg_frames frames = { .max_depth = (uint32_t)in->max_depth };
+		struct pg_frames frames = {
+			.address = address + out->count,
+			.how = how + out->count,
+			.sp = scratch->sp,
+			.max_depth = (uint32_t)in->max_depth,
+		};
 		struct pg_ends ends;
 
-		if (!make_room(out, (size_t)in->max_depth))
-			return false;
-		frames.address = out->address + out->count;
-		frames.how = out->how + out->count;
+		if (out->room - out->count < (size_t)in->max_depth)
+			break;
+		sample.copy_count = find_copies(in, i, scratch->copies);
 		ends = walk(unwinder, &sample, &frames);
-		out->kernel_end[i] = ends.kernel;
-		out->user_end[i] = ends.user;
+		if (in->samples - i > PREFETCH_DISTANCE)
+			prefetch(in, i + PREFETCH_DISTANCE, &frames);
+		kernel_end[i] = ends.kernel;
+		user_end[i] = ends.user;
 		out->count += frames.count;
-		out->start[i + 1] = (int64_t)out->count;
+		start[i + 1] = (int64_t)out->count;
 	}
-	return true;
+	out->samples = i;
 }
 
-static PyObject *bytes_of(const void *data, size_t size)
+/* False with an exception. */
+static bool fill(struct unwinder_object *self, const struct input *in, struct output *out,
+		 walk_fn walk)
 {
-	return PyByteArray_FromStringAndSize(data, (Py_ssize_t)size);
-}
+	struct scratch scratch = {
+		.copies = PyMem_RawCalloc(in->most_copies + 1, sizeof(*scratch.copies)),
+		.sp = PyMem_RawCalloc((size_t)in->max_depth, sizeof(*scratch.sp)),
+	};
+	bool good = scratch.copies && scratch.sp;
 
-static PyObject *build_result(const struct output *out, size_t samples)
-{
-	return Py_BuildValue("NNNNN", bytes_of(out->start, (samples + 1) * sizeof(*out->start)),
-			     bytes_of(out->address, out->count * sizeof(*out->address)),
-			     bytes_of(out->how, out->count), bytes_of(out->kernel_end, samples),
-			     bytes_of(out->user_end, samples));
+	if (!good)
+		PyErr_NoMemory();
+	while (good && out->samples < in->samples) {
+		good = set_room(out, out->count + out->count / 2 + FRAMES_AT_FIRST * in->samples +
+				(size_t)in->max_depth);
+		if (!good)
+			break;
+		Py_BEGIN_ALLOW_THREADS
+		PyThread_acquire_lock(self->lock, WAIT_LOCK);
+		run(&self->unwinder, in, out, &scratch, walk);
+		PyThread_release_lock(self->lock);
+		Py_END_ALLOW_THREADS
+	}
+	PyMem_RawFree(scratch.copies);
+	PyMem_RawFree(scratch.sp);
+	return good && set_room(out, out->count);
 }
 
 static PyObject *walk_all(struct unwinder_object *self, PyObject *args, PyObject *kwargs,
@@ -250,20 +318,14 @@ static PyObject *walk_all(struct unwinder_object *self, PyObject *args, PyObject
 	PyObject *result = NULL;
 	struct output out;
 	struct input in;
-	bool good;
 
 	if (!parse_input(self, args, kwargs, &in))
 		goto release_input;
-	good = make_output(&out, in.samples);
-	if (good) {
-		Py_BEGIN_ALLOW_THREADS
-		PyThread_acquire_lock(self->lock, WAIT_LOCK);
-		good = run(&self->unwinder, &in, &out, walk);
-		PyThread_release_lock(self->lock);
-		Py_END_ALLOW_THREADS
-	}
-	result = good ? build_result(&out, in.samples) : PyErr_NoMemory();
-	free_output(&out);
+	if (make_output(&out, in.samples) && fill(self, &in, &out, walk))
+		result = PyTuple_Pack(OUTPUTS, out.arrays[OUT_START], out.arrays[OUT_ADDRESS],
+				      out.arrays[OUT_HOW], out.arrays[OUT_KERNEL_END],
+				      out.arrays[OUT_USER_END]);
+	release_output(&out);
 release_input:
 	release_input(&in);
 	return result;

@@ -13,6 +13,7 @@
 #ifndef PERFGUEST_UNWIND_RULE_H
 #define PERFGUEST_UNWIND_RULE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* In the order in which the hardware numbers them, then RIP. */
@@ -75,7 +76,8 @@ struct pg_saved {
 struct pg_rule {
 	uint8_t kind;		/* enum pg_rule_kind */
 	uint8_t end;		/* PG_RULE_STOP: enum pg_end */
-	uint8_t exact;		/* the caller was interrupted, it did not call */
+	uint8_t exact : 1;	/* the caller was interrupted, it did not call */
+	uint8_t plain : 1;	/* pg_rule_is_plain() */
 	uint8_t cfa_kind;	/* enum pg_cfa_kind */
 	uint8_t cfa_register;	/* enum pg_register */
 	uint8_t count;		/* of saved[]; what is not there keeps its value */
@@ -89,6 +91,29 @@ static inline void pg_rule_stop(struct pg_rule *rule, enum pg_end end)
 {
 	rule->kind = PG_RULE_STOP;
 	rule->end = end;
+}
+
+/* Why it is none; 0 if it is one. */
+static inline enum pg_end pg_rule_end(const struct pg_rule *rule)
+{
+	return rule->kind == PG_RULE_STOP ? (enum pg_end)rule->end : 0;
+}
+
+/*
+ * Is it of the kind that nearly all are of: the CFA is a register and an offset,
+ * and what was saved, the return address first, stands at the CFA?
+ */
+static inline bool pg_rule_is_plain(const struct pg_rule *rule)
+{
+	unsigned int i;
+
+	if (rule->kind != PG_RULE_CALL || rule->cfa_kind != PG_CFA_REGISTER || !rule->count ||
+	    rule->saved[0].reg != PG_RIP)
+		return false;
+	for (i = 0; i < rule->count; i++)
+		if (rule->saved[i].kind != PG_SAVED_AT_CFA || rule->saved[i].reg == PG_RSP)
+			return false;
+	return true;
 }
 
 static inline void pg_rule_save(struct pg_rule *rule, enum pg_register reg,

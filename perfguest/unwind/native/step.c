@@ -134,17 +134,43 @@ static enum pg_end restore_saved(const struct pg_machine *from, struct pg_machin
 	return 0;
 }
 
+/* By a plain rule. Of the old registers the CFA is all that it needs. */
+static enum pg_end step_plainly(struct pg_machine *m, const struct pg_rule *rule, uint64_t cfa)
+{
+	uint64_t value;
+	unsigned int i;
+
+	if (!pg_load64(m, cfa + (uint64_t)(int64_t)rule->saved[0].offset, &value))
+		return PG_END_CUT;
+	m->known &= ~rule->forgotten;
+	m->cut &= ~rule->forgotten;
+	pg_set(m, PG_RIP, value);
+	pg_set(m, PG_RSP, cfa);
+	for (i = 1; i < rule->count; i++) {
+		const struct pg_saved *saved = &rule->saved[i];
+
+		if (pg_load64(m, cfa + (uint64_t)(int64_t)saved->offset, &value))
+			pg_set(m, saved->reg, value);
+		else
+			pg_forget(m, saved->reg, true);
+	}
+	return 0;
+}
+
 enum pg_end pg_step(struct pg_machine *m, const struct pg_rule *rule,
 		    const struct pg_rule_source *source, uint16_t *cs)
 {
 	struct pg_iret_frame frame;
-	struct pg_machine next = *m;
+	struct pg_machine next;
 	enum pg_end end;
 	uint64_t cfa;
 
 	end = find_cfa(m, rule, source, &cfa);
 	if (end)
 		return end;
+	if (rule->plain)
+		return step_plainly(m, rule, cfa);
+	next = *m;
 	next.known &= ~rule->forgotten;
 	next.cut &= ~rule->forgotten;
 	switch (rule->kind) {

@@ -4,12 +4,7 @@
 #define PERFGUEST_UNWIND_STEP_H
 
 #include "machine.h"
-
-/* Where the expressions of a rule stand, and where their file is mapped. */
-struct pg_rule_source {
-	const struct pg_file *file;	/* NULL for ORC, which has none */
-	uint64_t bias;
-};
+#include "rule_cache.h"
 
 /*
  * Applies a rule that is not PG_RULE_STOP. 0, or why it cannot be applied; then

@@ -12,42 +12,28 @@ static uint32_t binary_owner(uint32_t binary)
 	return 2 * binary + 1;
 }
 
-/*
- * Each address has one place in the cache, and a newcomer takes it: a profile
- * meets few addresses, and those again and again.
- */
-struct pg_cached_rule *pg_cache_slot(struct pg_unwinder *unwinder, uint32_t owner, uint64_t address)
-{
-	uint64_t hash = (address ^ (uint64_t)owner << 40) * 0x9e3779b97f4a7c15ULL;
-
-	return &unwinder->cache[hash >> (64 - PG_CACHE_BITS)];
-}
-
 const struct pg_rule *pg_kernel_rule(struct pg_unwinder *unwinder, uint32_t kernel,
 				     uint64_t address)
 {
-	uint32_t owner = kernel_owner(kernel);
-	struct pg_cached_rule *slot = pg_cache_slot(unwinder, owner, address);
+	struct pg_cached_rule *cached;
+	bool is_new;
 
-	if (slot->owner != owner || slot->address != address) {
-		slot->owner = owner;
-		slot->address = address;
-		pg_orc_rule(&unwinder->kernels[kernel]->orc, address, &slot->rule);
-	}
-	return &slot->rule;
+	cached = pg_cached_rule(&unwinder->cache, kernel_owner(kernel), address, &is_new);
+	if (is_new)
+		pg_orc_rule(&unwinder->kernels[kernel]->orc, address, &cached->rule);
+	return &cached->rule;
 }
 
-const struct pg_rule *pg_user_rule(struct pg_unwinder *unwinder, uint32_t binary, uint64_t vaddr)
+const struct pg_cached_rule *pg_user_rule(struct pg_unwinder *unwinder, uint32_t binary,
+					  uint64_t vaddr)
 {
-	uint32_t owner = binary_owner(binary);
-	struct pg_cached_rule *slot = pg_cache_slot(unwinder, owner, vaddr);
+	struct pg_cached_rule *cached;
+	bool is_new;
 
-	if (slot->owner != owner || slot->address != vaddr) {
-		slot->owner = owner;
-		slot->address = vaddr;
-		pg_binary_rule(unwinder->binaries[binary], vaddr, &slot->rule);
-	}
-	return &slot->rule;
+	cached = pg_cached_rule(&unwinder->cache, binary_owner(binary), vaddr, &is_new);
+	if (is_new)
+		pg_binary_rule(unwinder->binaries[binary], vaddr, &cached->rule);
+	return cached;
 }
 
 bool pg_kernel_call_ends(const struct pg_kernel *kernel, uint64_t address)

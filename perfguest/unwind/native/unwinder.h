@@ -5,6 +5,7 @@
 
 #include "binary.h"
 #include "orc.h"
+#include "rule_cache.h"
 
 struct pg_code_search;
 
@@ -32,14 +33,6 @@ struct pg_space {
 	size_t count;
 };
 
-struct pg_cached_rule {
-	uint64_t address;
-	uint32_t owner;		/* 0: empty */
-	struct pg_rule rule;
-};
-
-#define PG_CACHE_BITS	15
-
 struct pg_unwinder {
 	struct pg_kernel **kernels;
 	size_t kernel_count;
@@ -47,17 +40,15 @@ struct pg_unwinder {
 	size_t binary_count;
 	struct pg_space **spaces;
 	size_t space_count;
-	struct pg_cached_rule *cache;	/* 1 << PG_CACHE_BITS */
+	struct pg_rule_cache cache;
 	struct pg_code_search *search;	/* of code_search.h */
 };
-
-/* Where a rule is, or is to be put, by what tells whose it is, and an address. */
-struct pg_cached_rule *pg_cache_slot(struct pg_unwinder *unwinder, uint32_t owner, uint64_t address);
 
 /* The pointer is good until the next rule is asked for. */
 const struct pg_rule *pg_kernel_rule(struct pg_unwinder *unwinder, uint32_t kernel,
 				     uint64_t address);
-const struct pg_rule *pg_user_rule(struct pg_unwinder *unwinder, uint32_t binary, uint64_t vaddr);
+const struct pg_cached_rule *pg_user_rule(struct pg_unwinder *unwinder, uint32_t binary,
+					  uint64_t vaddr);
 
 /* Does address lie behind a call in the kernel's known text? */
 bool pg_kernel_call_ends(const struct pg_kernel *kernel, uint64_t address);

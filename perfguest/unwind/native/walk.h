@@ -30,6 +30,7 @@ enum pg_mode {
 struct pg_frames {
 	uint64_t *address;
 	uint8_t *how;
+	uint64_t *sp;		/* the stack pointer there; NULL: not wanted */
 	uint32_t count;
 	uint32_t max_depth;
 };

@@ -38,25 +38,23 @@ static struct place find_place(const struct pg_walk *walk, uint64_t address)
 	return place;
 }
 
-static bool find_slot(const struct pg_walk *walk, const struct place *place, uint32_t kind,
-		      uint64_t key, struct pg_rule **rule)
+/* False if the rule is still to be made. */
+static bool find_cached(const struct pg_walk *walk, const struct place *place, uint32_t kind,
+			uint64_t key, struct pg_rule **rule)
 {
 	uint32_t owner = OWNER | place->number << 2 | kind;
-	struct pg_cached_rule *slot = pg_cache_slot(walk->unwinder, owner, key);
-	bool known = slot->owner == owner && slot->address == key;
+	bool is_new;
 
-	slot->owner = owner;
-	slot->address = key;
-	*rule = &slot->rule;
-	return known;
+	*rule = &pg_cached_rule(&walk->unwinder->cache, owner, key, &is_new)->rule;
+	return !is_new && !((*rule)->kind == PG_RULE_STOP && (*rule)->end == PG_END_NONE);
 }
 
-/* If not, that is what the cache says of the address, until another takes its place. */
+/* If not, the rule is made when it is asked for again. */
 static bool is_affordable(const struct pg_walk *walk, struct pg_rule *rule)
 {
 	if (walk->unwinder->search->credit >= PG_MAX_INSNS + PG_CODE_BASE)
 		return true;
-	pg_rule_stop(rule, PG_END_NO_RULE);
+	pg_rule_stop(rule, PG_END_NONE);
 	return false;
 }
 
@@ -72,7 +70,7 @@ static const struct pg_rule *code_rule(const struct pg_walk *walk, const struct 
 {
 	struct pg_rule *rule;
 
-	if (!find_slot(walk, place, exact ? OWNER_INTERRUPTED : OWNER_RETURNED, place->offset, &rule) &&
+	if (!find_cached(walk, place, exact ? OWNER_INTERRUPTED : OWNER_RETURNED, place->offset, &rule) &&
 	    is_affordable(walk, rule))
 		pg_code_rule(walk->unwinder->search, place->binary, place->offset,
 			     exact ? PG_CODE_INTERRUPTED : PG_CODE_RETURNED, rule);
@@ -88,7 +86,7 @@ static const struct pg_rule *rule_since(const struct pg_walk *walk, const struct
 
 	if (entry > UINT32_MAX || place->offset > UINT32_MAX)
 		return &none;
-	if (!find_slot(walk, place, OWNER_SINCE, entry << 32 | place->offset, &rule) &&
+	if (!find_cached(walk, place, OWNER_SINCE, entry << 32 | place->offset, &rule) &&
 	    is_affordable(walk, rule))
 		pg_code_rule_since(walk->unwinder->search, place->binary, entry, place->offset, rule);
 	return rule;

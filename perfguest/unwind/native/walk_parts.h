@@ -27,6 +27,8 @@ static inline bool pg_emit(struct pg_walk *walk, uint64_t address, uint8_t how)
 	if (frames->count >= frames->max_depth)
 		return false;
 	frames->address[frames->count] = address;
+	if (frames->sp)
+		frames->sp[frames->count] = walk->machine.regs[PG_RSP];
 	frames->how[frames->count++] = how;
 	return true;
 }

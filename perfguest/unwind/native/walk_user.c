@@ -83,15 +83,16 @@ struct place {
 	struct pg_rule_source source;
 };
 
-/* The rule at address. 0, or why there is none to be had. */
-static enum pg_end find_rule(const struct pg_walk *walk, uint64_t address, struct place *place)
+/* Of an address that is met for the first time. */
+static enum pg_end find_new_rule(const struct pg_walk *walk, uint64_t address, struct place *place)
 {
+	const struct pg_cached_rule *cached;
 	const struct pg_mapping *mapping = NULL;
 	const struct pg_segment *segment;
 	struct pg_binary *binary;
 	uint64_t offset, vaddr;
 
-	if (walk->space && pg_is_user_address(address))
+	if (pg_is_user_address(address))
 		mapping = pg_find_mapping(walk->space, address);
 	if (!mapping)
 		return PG_END_NO_MAPPING;
@@ -105,10 +106,23 @@ static enum pg_end find_rule(const struct pg_walk *walk, uint64_t address, struc
 	if (!segment)
 		return PG_END_NO_TABLE;
 	vaddr = offset - segment->offset + segment->vaddr;
-	place->rule = pg_user_rule(walk->unwinder, (uint32_t)mapping->binary, vaddr);
+	cached = pg_user_rule(walk->unwinder, (uint32_t)mapping->binary, vaddr);
+	place->rule = &cached->rule;
 	place->source.file = &binary->file;
 	place->source.bias = address - vaddr;
-	return place->rule->kind == PG_RULE_STOP ? place->rule->end : 0;
+	pg_keep_site(&walk->unwinder->cache, (uint32_t)walk->sample->space, address, cached,
+		     &place->source);
+	return pg_rule_end(place->rule);
+}
+
+/* The rule at address. 0, or why there is none to be had. */
+static enum pg_end find_rule(const struct pg_walk *walk, uint64_t address, struct place *place)
+{
+	if (!walk->space)
+		return PG_END_NO_MAPPING;
+	place->rule = pg_find_site(&walk->unwinder->cache, (uint32_t)walk->sample->space, address,
+				   &place->source);
+	return place->rule ? pg_rule_end(place->rule) : find_new_rule(walk, address, place);
 }
 
 /*
