@@ -166,13 +166,12 @@ def test_a_guest_cannot_have_all_of_its_code_looked_at(tmp_path: Path) -> None:
     known, here = snippet.labels["known"], snippet.labels["here"]
     sled = list(range(snippet.labels["behind"] + 1, snippet.labels["behind"] + 9000))
     found = []
-    for number in (len(sled) - 1, len(sled)):
+    for number in range(len(sled) - 8, len(sled)):
         engine, space = make()
         assert walk(engine, space, [known]) == [2]
         walk(engine, space, sled[:number])
-        frames = walk(engine, space, [known, here])
-        assert frames[0] == 2
-        found.append(frames[1])
+        found += walk(engine, space, [here])
+        assert walk(engine, space, [known]) == [2]
     assert 1 in found
     assert walk(*make(), [known, here]) == [2, 2]
 
