@@ -53,12 +53,12 @@ def recorded(bare: Host, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     made = tmp_path_factory.mktemp("brief")
     kernel = find_kernel(guest_kernel("6.1"), None, ())
     initrd = make_initrd(made / "guest", kernel, {"/bin/threads": compiled("threads_guest.c", made)}, _WORKLOAD)
-    ran = run_scenario(bare, "threads", [vm_spec(bare.lab.options, "threads", kernel, initrd)])
+    ran = run_scenario(bare, "threads", [vm_spec(bare.lab.options, "threads", kernel, initrd)])["threads"]
     records = read_guest_stream(RecordingPaths(bare.work / "threads").guest_stream).samples
-    mine = np.flatnonzero(records.column("vm_pid") == ran.pids["threads"])
+    mine = np.flatnonzero(records.column("vm_pid") == ran.pid)
     mine = mine[np.argsort(records.column("time")[mine], kind="stable")]
     known = (records.column("flags", np.uint64)[mine] & np.uint64(FLAG_TASK)) != 0
-    return Recorded(records, mine[int(np.argmax(known)) :], TaskLog(ran.log("threads")))
+    return Recorded(records, mine[int(np.argmax(known)) :], TaskLog(ran.log()))
 
 
 def test_the_guest_does_what_it_should(recorded: Recorded) -> None:
