@@ -26,6 +26,8 @@ FAILED = (b"PERFGUEST-WORKLOAD-FAILED", b"KVM internal error", b"Kernel panic")
 #: Seconds without a word on its console after which a VM is lost; it may happen in the emulator.
 STALL = 120.0
 ATTEMPTS = 5
+#: Short-lived processes a second.
+PACE = 50
 #: Where each attempt has its directory while it runs.
 WITHIN = Path(INSIDE) / "vms"
 
@@ -62,6 +64,12 @@ class Attempt:
 
     def count(self, marker: bytes) -> int:
         return self._console.read_bytes().count(marker)
+
+    def started(self, seconds: int) -> int:
+        """How many processes it has logged of so many seconds, the last ones that it has logged any of."""
+        lines = (self._directory / "log").read_bytes().rpartition(b"\n")[0].splitlines()
+        times = [int(line.split()[2]) for line in lines if line.startswith(b"process ")]
+        return sum(time > times[-1] - seconds * 10**9 for time in times)
 
     def check(self) -> None:
         """Raises :class:`Lost` if it has ended, failed or fallen silent."""
@@ -227,9 +235,17 @@ def kernels(vms: dict[str, Vm]) -> None:
 
 
 def threads(vms: dict[str, Vm]) -> None:
-    """One VM whose tasks come and go, recorded for a while."""
-    recorder = Recorder("threads", 499)
-    live(dict.fromkeys(vms.values(), lambda attempt: is_recorded(attempt, recorder, 40)))
+    """One VM whose tasks come and go, recorded for a while, and on until it has kept its pace for half a minute; for three minutes at most."""
+    recorder = Recorder("threads", 299)
+
+    def paced(attempt: Attempt) -> Iterator[Step]:
+        yield from is_recorded(attempt, recorder, 30)
+        for beat in range(attempt.count(BEAT), attempt.count(BEAT) + 150):
+            if attempt.started(30) >= 30 * PACE:
+                break
+            yield f"heartbeat {beat + 1}", lambda beat=beat: attempt.count(BEAT) > beat  # type: ignore[misc]
+
+    live(dict.fromkeys(vms.values(), paced))
     recorder.stop()
 
 
