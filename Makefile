@@ -36,7 +36,7 @@ demo: module native
 
 # Guests of the oldest kernel, of 6.1 and of the newest, which are fetched at first use.
 test: lint
-	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -m "not changing"
+	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest
 
 # Part of `make test`, there with fifty rounds.
 storm: native
@@ -50,9 +50,9 @@ guests: native
 	kernels="$(GUEST_KERNELS)" && kernels="$${kernels:-$$($(PYTHON) -m tests.guest_kernels)}" && [ -n "$$kernels" ] && \
 		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/guest/test_kernel.py tests/guest/test_processes.py tests/guest/test_tables.py
 
-# The emulator may lose one of the guests: then run it again.
+# Part of `make test`.
 changing: native
-	$(PYTHON) -m pytest -v -s -m changing
+	$(PYTHON) -m pytest -v -s tests/lab/test_changing_guests.py
 
 # Part of `make test`.
 stacks: native

@@ -170,9 +170,10 @@ def _name_guest(names: FrameNames, guest: GuestSymbols, joined: Joined, kernels:
 
 
 def _thread_names(joined: Joined) -> dict[int, str]:
-    """The last name of each thread of a VM."""
+    """The last name of each thread of a VM, by its number as frames have it: perf gives a thread that is about to be gone -1 (perf_event_pid_type())."""
     of_vm = np.flatnonzero(joined.vm >= 0)
-    return {tid: joined.comms[comm] for tid, comm in zip(joined.perf.samples.tid[of_vm].tolist(), joined.comm[of_vm].tolist(), strict=True)}
+    tids = joined.perf.samples.tid[of_vm].astype(np.uint64)
+    return {tid: joined.comms[comm] for tid, comm in zip(tids.tolist(), joined.comm[of_vm].tolist(), strict=True)}
 
 
 def _samples(joined: Joined, stack: I32, names: FrameNames) -> Samples:

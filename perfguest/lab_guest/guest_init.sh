@@ -11,8 +11,10 @@ echo "PERFGUEST-GUEST-INIT $(uname -r)"
 while read -r module; do
 	insmod "/modules/$module" || echo "PERFGUEST-WORKLOAD-FAILED insmod $module"
 done < /modules/order
-for port in /sys/class/virtio-ports/*; do
-	[ "$(cat "$port/name")" = perfguest.kallsyms ] || continue
-	{ cat /proc/kallsyms; echo PERFGUEST-KALLSYMS-END; } > "/dev/${port##*/}"
+# A port gets its name some time after its driver.
+until name=$(grep -lsx perfguest.kallsyms /sys/class/virtio-ports/*/name); do
+	sleep 0.1
 done
+port=${name%/name}
+{ cat /proc/kallsyms; echo PERFGUEST-KALLSYMS-END; } > "/dev/${port##*/}"
 exec /bin/workload

@@ -10,10 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from perfguest.convert import load_profile
 from perfguest.formats.guest_snapshot import SnapshotWriter
 from perfguest.formats.recording import FORMAT_VERSION, RecordingPaths, write_recording
+from perfguest.join import Joined, join
 from perfguest.proto import guest_pb2, profile_pb2
 from perfguest.proto import recording_pb2 as pb
 from tests.snapshots import events, modules_of, stamp_tasks, symbols_message
@@ -126,3 +129,19 @@ def test_convert_needs_nothing_that_reads_memory(recording: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, "convert", str(recording), "--folded"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == convert(recording, "--folded").stdout
+
+
+def test_a_thread_of_a_vm_that_is_about_to_be_gone(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number is -1 in perf's samples from when it has left the table of pids."""
+
+    def with_one(directory: Path, window: int) -> Joined:
+        joined = join(directory, window)
+        joined.perf.samples.tid[np.flatnonzero(joined.vm >= 0)[5]] = -1
+        return joined
+
+    monkeypatch.setattr("perfguest.convert.join", with_one)
+    profile = load_profile(recording)
+    (sample,) = np.flatnonzero(profile.samples.tid == -1)
+    thread = profile.stacks.of(profile.samples.stack[sample])[-2]
+    assert profile.mappings[profile.frames.mapping[thread]].name == "[thread]"
+    assert profile.strings[profile.frames.symbol[thread]] == profile.strings[profile.samples.comm[sample]]

@@ -53,7 +53,8 @@ class Functions:
             symbol, address = int(profile.frames.symbol[frame]), int(profile.frames.address[frame])
             if symbol < 0:
                 continue
-            if profile.strings[symbol] in self.at(address - is_return):
+            # "? ": that the address is a return address is inferred. Its name has to be right all the same.
+            if profile.strings[symbol].removeprefix("? ") in self.at(address - is_return):
                 right += count
             else:
                 wrong[profile.strings[symbol], f"{address:#x}"] += count
@@ -81,3 +82,10 @@ def program_functions(program: Path) -> Functions:
     listing = subprocess.run(["nm", program], check=True, capture_output=True, text=True).stdout
     words = [line.split() for line in listing.splitlines()]
     return Functions((int(line[0], 16), line[2]) for line in words if len(line) == 3 and line[1] in "tTwWi")
+
+
+def init_functions(module: Path) -> set[str]:
+    """Functions of a kernel module that are there while it is loaded only; afterwards no kallsyms has them."""
+    listing = subprocess.run(["nm", "--format=sysv", module], check=True, capture_output=True, text=True).stdout
+    rows = [[word.strip() for word in line.split("|")] for line in listing.splitlines()]
+    return {row[0] for row in rows if len(row) == 7 and row[3] == "FUNC" and row[6] == ".init.text"}

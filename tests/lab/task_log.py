@@ -13,7 +13,7 @@ import numpy as np
 _TICK = 10_000_000
 # From one look into /proc to the next, with some room for a guest that is slow.
 _LOOKS = 3_000_000_000
-_SPAWNER, _PROGRAM = "pg-spawner", "threads"
+_SPAWNER, _PROGRAM = "pg-spawner", "brief"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Life:
 
 
 class TaskLog:
-    """``lines``: their words."""
+    """``lines``: their words. ``begin``, ``end``: of the guest's boot clock in ns, between which it has all tasks, ``brief`` of them short-lived processes."""
 
     def __init__(self, lines: Iterable[list[str]]) -> None:
         self._lives: dict[int, list[_Life]] = defaultdict(list)
@@ -61,8 +61,15 @@ class TaskLog:
             if not any(one.first <= life.last and life.first <= one.last for one in self._lives[pid]):
                 self._lives[pid].append(life)
         self.brief = len(brief)
-        self.seconds = (brief[-1][0] - brief[0][0]) / 1e9
+        self._begins = np.array([begin for begin, _ in sorted(brief)], np.int64)
+        self.begin, self.end = brief[0][0], brief[-1][0]
+        self.seconds = (self.end - self.begin) / 1e9
         self.pids = len({pid for pid, lives in self._lives.items() if any(life.brief for life in lives)})
+
+    def pace(self, seconds: int) -> float:
+        """Short-lived processes a second, of the stretch of so many seconds that had most."""
+        behind = np.searchsorted(self._begins, self._begins + seconds * 10**9)
+        return float((behind - np.arange(len(behind))).max()) / seconds
 
     def clock_distance(self, tasks: Iterable[Task]) -> int:
         """What the host's clock has more than the guest's, from the samples of brief processes, which lie within their lives."""

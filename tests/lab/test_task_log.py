@@ -22,7 +22,7 @@ def log() -> TaskLog:
     ("task", "verdict"),
     [
         (Task(301, 301, 5_000_500_000, "s7", 5_010_001_000), ""),
-        (Task(301, 301, 5_000_500_000, "threads", 5_010_001_000), ""),
+        (Task(301, 301, 5_000_500_000, "brief", 5_010_001_000), ""),
         (Task(301, 301, 5_000_500_000, "s8", 5_010_001_000), "another name"),
         (Task(301, 301, 9_000_500_000, "s8", 9_010_001_000), ""),
         (Task(301, 301, 9_000_500_000, "s8", 9_030_001_000), "not then"),
@@ -40,3 +40,4 @@ def log() -> TaskLog:
 def test_a_task_that_ran_then(task: Task, verdict: str) -> None:
     assert log().ran_then(task, _DISTANCE) == verdict
     assert (log().brief, log().pids, log().seconds) == (2, 1, 4.0)
+    assert [log().pace(seconds) for seconds in (4, 5)] == [1 / 4, 2 / 5]
