@@ -16,9 +16,9 @@ from perfguest.formats.guest_stream import FLAG_USER, GuestSamples, read_guest_s
 from perfguest.formats.recording import RecordingPaths
 from perfguest.symbols.guest_tasks import FLAG_TASK
 from tests.guest_kernels import guest_kernel
-from tests.lab.conftest import Host
+from tests.lab.conftest import BareHosts, Host
 from tests.lab.task_log import Task, TaskLog
-from tests.lab.vms import compiled, make_initrd, run_scenario, vm_spec
+from tests.lab.vms import Ran, compiled, make_initrd, run_scenario, vm_spec
 from tests.lab.vms_inside import PACE
 
 pytestmark = pytest.mark.lab
@@ -58,13 +58,17 @@ def tasks_of(records: GuestSamples, rows: npt.NDArray[np.int64]) -> list[Task]:
 
 
 @pytest.fixture(scope="module")
-def recorded(bare: Host, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def recorded(bare_hosts: BareHosts, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     made = tmp_path_factory.mktemp("brief")
     kernel = find_kernel(guest_kernel("6.1"), None, ())
     brief = compiled("brief_guest.c", made, "-nostdlib", "-fno-stack-protector")
     initrd = make_initrd(made / "guest", kernel, {"/bin/threads": compiled("threads_guest.c", made), "/bin/brief": brief}, _WORKLOAD)
-    ran = run_scenario(bare, "threads", [vm_spec(bare.lab.options, "threads", kernel, initrd)])["threads"]
-    records = read_guest_stream(RecordingPaths(bare.work / "threads").guest_stream).samples
+
+    def run(host: Host) -> tuple[Ran, GuestSamples]:
+        ran = run_scenario(host, "threads", [vm_spec(host.lab.options, "threads", kernel, initrd)])["threads"]
+        return ran, read_guest_stream(RecordingPaths(host.work / "threads").guest_stream).samples
+
+    ran, records = bare_hosts.run(2, run)
     mine = np.flatnonzero(records.column("vm_pid") == ran.pid)
     mine = mine[np.argsort(records.column("time")[mine], kind="stable")]
     known = (records.column("flags", np.uint64)[mine] & np.uint64(FLAG_TASK)) != 0
