@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-/* Code that is known by what it does: where programs, threads and main() begin, where handlers of signals end. */
+/* Code that is known by what it does: where programs, threads, goroutines and main() begin, where handlers of signals end. */
 #include "code_search.h"
 #include "code_start.h"
 
@@ -8,6 +8,11 @@
 #define MAX_EXIT	4	/* that end a thread */
 
 #define SYS_exit	60
+
+#define NOP			0x90
+#define CALL_RELATIVE		0xe8
+#define GOEXIT_SIZE		7
+#define FUNCTION_ALIGNMENT	16
 
 /* mov $15,%rax; syscall: what debuggers know the handler's return by, too. */
 static const uint8_t sigreturn[PG_SIGRETURN_SIZE] = {
@@ -20,6 +25,21 @@ bool pg_code_is_sigreturn(const struct pg_binary *binary, uint64_t offset)
 
 	pg_file_view_some(&binary->file, offset, PG_SIGRETURN_SIZE, &code);
 	return pg_bytes_left(&code) == PG_SIGRETURN_SIZE && !memcmp(code.at, sigreturn, PG_SIGRETURN_SIZE);
+}
+
+/*
+ * nop; call; nop (runtime.goexit): goroutines begin as if the first of these
+ * had called them, so that what looks for their caller finds this.
+ */
+bool pg_code_ends_goroutine(const struct pg_binary *binary, uint64_t offset)
+{
+	struct pg_bytes code;
+
+	if (offset % FUNCTION_ALIGNMENT != 1)
+		return false;
+	pg_file_view_some(&binary->file, offset - 1, GOEXIT_SIZE, &code);
+	return pg_bytes_left(&code) == GOEXIT_SIZE && code.at[0] == NOP &&
+	       code.at[1] == CALL_RELATIVE && code.at[GOEXIT_SIZE - 1] == NOP;
 }
 
 /*

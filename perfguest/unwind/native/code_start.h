@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Code that is known by what it does: where programs, threads and main() begin, where handlers of signals end. */
+/* Code that is known by what it does: where programs, threads, goroutines and main() begin, where handlers of signals end. */
 #ifndef PERFGUEST_UNWIND_CODE_START_H
 #define PERFGUEST_UNWIND_CODE_START_H
 
@@ -9,6 +9,9 @@
 
 /* Is it what returns from a signal's handler? */
 bool pg_code_is_sigreturn(const struct pg_binary *binary, uint64_t offset);
+
+/* Is it what the Go runtime has a goroutine's first function return to? */
+bool pg_code_ends_goroutine(const struct pg_binary *binary, uint64_t offset);
 
 enum pg_entry_kind {
 	PG_ENTRY_NONE,		/* not the code at the file's entry point */

@@ -113,20 +113,29 @@ static bool is_return_address(const struct pg_walk *walk, uint64_t word)
 	return mapping && pg_user_call_ends(walk, mapping, word) == PG_CALL;
 }
 
-/* From a signal's handler one returns to where no call is. */
-static bool is_handlers_return(const struct pg_walk *walk, uint64_t word)
+/* Signals' handlers, and goroutines, return to where no call is. */
+static bool is_made_return(const struct pg_walk *walk, uint64_t word)
 {
 	struct place place = find_place(walk, word);
 
-	return place.binary && pg_code_is_sigreturn(place.binary, place.offset);
+	return place.binary && (pg_code_is_sigreturn(place.binary, place.offset) ||
+				pg_code_ends_goroutine(place.binary, place.offset));
 }
 
-/* Nothing called the code here: a program's first, or a thread's. */
+bool pg_is_goroutines_end(const struct pg_walk *walk, uint64_t word)
+{
+	struct place place = find_place(walk, word);
+
+	return place.binary && pg_code_ends_goroutine(place.binary, place.offset);
+}
+
+/* Nothing called the code here: a program's first, a thread's, or a goroutine's. */
 static bool is_outermost(const struct pg_walk *walk, const struct place *place, bool exact)
 {
 	const struct pg_rule *rule;
 
-	if (!exact && pg_code_ends_thread(place->binary, place->offset))
+	if (!exact && (pg_code_ends_thread(place->binary, place->offset) ||
+		       pg_code_ends_goroutine(place->binary, place->offset)))
 		return true;
 	switch (pg_code_entry_kind(place->binary, place->offset)) {
 	case PG_ENTRY_LOADER:
@@ -171,7 +180,7 @@ static bool apply(struct pg_walk *walk, const struct pg_rule *rule, struct pg_ma
 	if (rule->exact)
 		return pg_find_code(walk, next->regs[PG_RIP]);
 	return is_return_address(walk, next->regs[PG_RIP]) ||
-	       is_handlers_return(walk, next->regs[PG_RIP]);
+	       is_made_return(walk, next->regs[PG_RIP]);
 }
 
 /* In main(), which need not return: by what has happened since it was called. */

@@ -76,6 +76,9 @@ enum pg_proof {
 enum pg_proof pg_user_call_ends(const struct pg_walk *walk, const struct pg_mapping *mapping,
 				uint64_t address);
 
+/* Is the word where the Go runtime has a goroutine's first function return to? */
+bool pg_is_goroutines_end(const struct pg_walk *walk, uint64_t word);
+
 /* False if the call before the word is of a function that does not lead to RIP. */
 bool pg_could_have_called(const struct pg_walk *walk, uint64_t word);
 

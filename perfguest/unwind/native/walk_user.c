@@ -68,8 +68,8 @@ static bool step_by_frame_pointer(struct pg_walk *walk)
 	    !pg_load64(m, bp + 8, &word))
 		return false;
 	mapping = pg_find_code(walk, word);
-	if (!mapping || pg_user_call_ends(walk, mapping, word) == PG_NO_CALL ||
-	    !pg_could_have_called(walk, word))
+	if (!mapping || !pg_could_have_called(walk, word) ||
+	    (pg_user_call_ends(walk, mapping, word) == PG_NO_CALL && !pg_is_goroutines_end(walk, word)))
 		return false;
 	pg_set(m, PG_RIP, word);
 	pg_set(m, PG_RSP, bp + 16);
