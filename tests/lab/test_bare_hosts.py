@@ -12,6 +12,7 @@ import pytest
 
 from perfguest.capture.lab.options import LabOptions
 from perfguest.capture.lab.session import HostGone
+from perfguest.errors import LabError
 from tests.lab import conftest
 from tests.lab.conftest import BareHosts, Host
 
@@ -30,10 +31,11 @@ class _Lab:
 
 
 class _Scenario:
-    """Loses its host as often as there are last words."""
+    """Loses its host as often as there are last words. ``hangs``: it is not gone, but says nothing more."""
 
-    def __init__(self, *last_words: str) -> None:
+    def __init__(self, *last_words: str, hangs: bool = False) -> None:
         self._last_words = list(last_words)
+        self._hangs = hangs
         self.directories: list[Path] = []
 
     def __call__(self, host: Host) -> int:
@@ -41,7 +43,8 @@ class _Scenario:
         assert host.lab.options.cwd == host.work
         self.directories.append(host.work)
         if self._last_words:
-            raise HostGone("the lab's host is gone", self._last_words.pop(0))
+            words = self._last_words.pop(0)
+            raise LabError("python did not end: the host hangs", words) if self._hangs else HostGone("the lab's host is gone", words)
         return len(self.directories)
 
 
@@ -70,8 +73,17 @@ def test_it_does_so_once(hosts: BareHosts) -> None:
     assert len(scenario.directories) == 2
 
 
-def test_a_host_that_our_module_may_have_lost_is_a_failure(hosts: BareHosts) -> None:
-    scenario = _Scenario("RIP: 0010:pg_take+0x10/0x20 [perfguest]")
-    with pytest.raises(HostGone):
+def test_a_host_that_hangs_before_the_module_is_loaded_is_lost_too(hosts: BareHosts) -> None:
+    assert hosts.run(1, _Scenario("kvm [129]: vcpu0", hangs=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("last_words", "hangs"),
+    [("RIP: 0010:pg_take+0x10/0x20 [perfguest]", False), ("perfguest: loading out-of-tree module taints kernel.", True)],
+    ids=["panic", "hang"],
+)
+def test_a_host_that_our_module_may_have_lost_is_a_failure(hosts: BareHosts, last_words: str, hangs: bool) -> None:
+    scenario = _Scenario(last_words, hangs=hangs)
+    with pytest.raises(LabError):
         hosts.run(1, scenario)
     assert len(scenario.directories) == 1
