@@ -351,7 +351,10 @@ class GuestVm:
             self._give_up(VM_ENDED)
         elif asked.get("do") == "open":
             self._opened(value, failed)
-        elif asked.get("do") == "owners" and not failed:
+        elif asked.get("do") == "owners":
+            if failed:
+                self._note(f"the processes of the first samples could not be found: {failed}")
+                return
             for tgid, start in check_owners(value.get("owners")):
                 self.tasks.saw_task(TaskSeen(self.vm_id, tgid, start, b"", asked["time"]))
         elif asked.get("do") == "process":

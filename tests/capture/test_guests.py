@@ -152,6 +152,13 @@ def test_processes_of_samples_without_a_task_are_found_by_their_page_tables(read
     assert [(one.tgid, one.start_time, one.comm) for one in run.snapshot.processes] == [(7, 100, b"c7")]
 
 
+def test_owners_that_cannot_be_found_are_told(reading: Callable[..., Reading]) -> None:
+    run = reading("finds no owners")
+    run.guests.observe(_VM)
+    (line,) = run.end()
+    assert line.endswith("the processes of the first samples could not be found: its tasks make no sense")
+
+
 @pytest.mark.parametrize(("mode", "words"), [("too many owners", "impossible processes"), ("owners of a kind", "a process that is none")])
 def test_owners_are_checked(reading: Callable[..., Reading], mode: str, words: str) -> None:
     run = reading(mode)
