@@ -38,6 +38,11 @@ _PACKING_ROOM = 1 << 16
 _PAGE = 4096
 
 
+def not_asked_for() -> CaptureError:
+    """What a reader sent has no place where it was sent."""
+    return CaptureError("the reader of the guest's memory sent what was not asked for", "The guest may be hostile. Recording went on without it.")
+
+
 def parse(message: Message, payload: bytes) -> None:
     try:
         message.ParseFromString(payload)

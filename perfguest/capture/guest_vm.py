@@ -3,31 +3,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from perfguest.capture.debugfs import TaskLayout
-from perfguest.capture.guest_check import check_binary, check_kernel, check_layout, check_module_text, check_owners, check_process, check_vm_kernel, parse
+from perfguest.capture.guest_check import check_binary, check_layout, check_module_text, check_owners, check_process, check_vm_kernel, not_asked_for, parse
 from perfguest.capture.guest_modules import ModuleTexts, ModuleWatch, keep_known
+from perfguest.capture.guest_opening import Opening
 from perfguest.capture.guest_reader import Message, ReaderProcess
 from perfguest.capture.guest_store import GuestStore
 from perfguest.capture.guest_tasks import GuestTasks
 from perfguest.capture.observer import TaskSeen
 from perfguest.errors import CaptureError, PerfguestError
 from perfguest.formats.guest_stream import VmRecord
-from perfguest.guest import wire
 from perfguest.guest.memory import VM_ENDED
 from perfguest.guest.wire import Kind
 from perfguest.proto import guest_pb2 as pb
 
-_MOST_HINTS = 64
-_MOST_SLOTS = 4096
-_OPENINGS = 6
 _READERS = 3
-#: Of one opening.
-_MOST_WANTS = 8
 #: Slots at least so large are the guest's RAM: when they change, what was known of it does not hold.
 _LARGE_SLOT = 64 << 20
 
@@ -70,24 +64,16 @@ class GuestVm:
         self._modules = ModuleWatch()
         self._texts = ModuleTexts()
         self._when = 0
-        self._raw = b""
-        self._wants = 0
         self._with_processes = with_processes
         self._record: VmRecord | None = None
-        self._hints: dict[int, bool] = {}
+        self._opening = Opening(store)
         # Page tables of samples from before the module knew the running tasks.
         self._orphans: list[int] = []
-        self._la57 = False
         self._ready = False
         self._open = False
-        self._openings = 0
         self._readers = 0
-        self._reboots = 0
-        self._again_at = 0.0
         self._given_up = False
         self._asked: dict[str, Any] = {}
-        self._vm_kernel: pb.VmKernel | None = None
-        self._kernel_key = ""
         self._told_parts = False
         self.tasks = GuestTasks(store, self._note)
 
@@ -95,17 +81,12 @@ class GuestVm:
 
     def saw_record(self, record: VmRecord) -> None:
         before, self._record, self.pid = self._record, record, record.pid
-        if before and (before.lstar != record.lstar or _ram(before) != _ram(record)) and (self._openings or self._open):
+        if before and (before.lstar != record.lstar or _ram(before) != _ram(record)) and (self._opening.tries or self._open):
             self._begin_again()
 
     def saw_page_tables(self, hints: dict[int, bool], la57: bool, when: int) -> None:
         self._when = when
-        self._la57 = self._la57 or la57
-        for cr3, of_kernel in hints.items():
-            of_kernel = self._hints.pop(cr3, False) or of_kernel  # noqa: PLW2901 - known once is known
-            self._hints[cr3] = of_kernel
-        while len(self._hints) > _MOST_HINTS:
-            del self._hints[next(iter(self._hints))]
+        self._opening.saw_page_tables(hints, la57)
 
     def saw_task(self, task: TaskSeen) -> None:
         if self._with_processes:
@@ -133,7 +114,7 @@ class GuestVm:
     def wants_opening(self) -> bool:
         """Whether its kernel is to be opened, and can be."""
         record = self._record
-        return not self._open and not self._given_up and record is not None and record.lstar != 0 and bool(self._hints)
+        return not self._open and not self._given_up and record is not None and record.lstar != 0 and bool(self._opening.page_tables)
 
     def step(self, may_open: bool, hurry: bool = False) -> None:
         """Asks for what is next, if nothing is asked for. ``hurry``: without the pauses between openings."""
@@ -143,7 +124,7 @@ class GuestVm:
             if self._given_up or (self.reader and self.reader.busy):
                 return
             if self.wants_opening:
-                if may_open and (hurry or time.monotonic() >= self._again_at):
+                if may_open and (hurry or self._opening.is_due()):
                     self._ask_opening(hurry)
             elif request := self._next():
                 self._ask(request)
@@ -170,7 +151,9 @@ class GuestVm:
         """Ends it; what is not there yet will not be."""
         unfinished = self._ready and (not self.idle)
         if self._record is not None and not self._open and not self._given_up:
-            self._give_up(self.state.reason or ("the recording ended before the kernel was read" if self._hints else "no sample gave a page table"))
+            self._give_up(
+                self.state.reason or ("the recording ended before the kernel was read" if self._opening.page_tables else "no sample gave a page table")
+            )
         self.state.processes, self.state.missed = self.tasks.answered, self.tasks.missed
         if unfinished:
             self._note("the recording ended before all was read")
@@ -188,11 +171,8 @@ class GuestVm:
         self._modules = ModuleWatch()
         self._texts = ModuleTexts()
         self._open = self._given_up = False
-        self._openings = self._readers = 0
-        self._reboots += 1
-        # A guest that does nothing but change its kernel is not to keep the host busy.
-        self._again_at = time.monotonic() + min(60.0, 0.1 * self._reboots**2)
-        self._hints.clear()
+        self._readers = 0
+        self._opening.begin_again()
         self._orphans = []
         self.tasks.forget()
         if self.reader and self.reader.busy:
@@ -214,24 +194,8 @@ class GuestVm:
             self._ready = False
             self._asked = {}
             return
-        if not self._ready:
-            return
-        # The kernel's own page tables map the kernel surely; the latest are the likeliest to be alive.
-        latest = list(self._hints.items())[::-1]
-        hints = sorted(latest, key=lambda hint: not hint[1])
-        self._openings += 1
-        self._vm_kernel, self._kernel_key, self._raw, self._wants = None, "", b"", 0
-        self._ask(
-            {
-                "do": "open",
-                **self._identity(record.time),
-                "slots": [[slot.gpa, slot.size, slot.hva] for slot in record.memslots[:_MOST_SLOTS]],
-                "hints": [[cr3, record.lstar] for cr3, _ in hints],
-                "la57": self._la57,
-                "known": self._store.known_kernels()[-4096:],
-                "tables": self._store.candidates(),
-            }
-        )
+        if self._ready:
+            self._ask({**self._identity(record.time), **self._opening.begin(record)})
 
     def _last_time(self) -> int:
         return max(self._when, self._record.time if self._record else 0)
@@ -266,17 +230,6 @@ class GuestVm:
             self._take_hello(message.value)
         elif message.kind == Kind.DONE:
             self._take_done(message.value)
-        elif message.kind == Kind.KERNEL and self._asked.get("do") == "open":
-            kernel = pb.Kernel()
-            parse(kernel, message.payload)
-            check_kernel(kernel)
-            self._kernel_key = self._store.kernel(kernel)
-        elif message.kind == Kind.RAW and self._asked.get("do") == "open" and not self._raw:
-            self._raw = message.payload
-        elif message.kind == Kind.WANT and self._asked.get("do") == "open" and self._wants < _MOST_WANTS:
-            self._wants += 1
-            if self.reader:
-                self.reader.push(wire.frame(Kind.TABLES, self._store.tables(str(message.value.get("mark"))).SerializeToString()))
         elif message.kind == Kind.EVENT:
             event = pb.GuestEvent()
             parse(event, message.payload)
@@ -288,8 +241,12 @@ class GuestVm:
             key = self._asked["key"]
             if size and key not in self._store.binaries and self._store.binary(key, binary, size):
                 self.state.binaries.add(key)
+        elif self._asked.get("do") == "open":
+            answer = self._opening.take(message)
+            if answer and self.reader:
+                self.reader.push(answer)
         else:
-            raise CaptureError("the reader of the guest's memory sent what was not asked for", "The guest may be hostile. Recording went on without it.")
+            raise not_asked_for()
 
     def _take_hello(self, value: dict[str, Any]) -> None:
         self._ready = True
@@ -302,7 +259,7 @@ class GuestVm:
         which, asked = event.WhichOneof("event"), self._asked.get("do")
         if which == "kernel" and asked == "open":
             check_vm_kernel(event.kernel)
-            self._vm_kernel = event.kernel
+            self._opening.kernel = event.kernel
         elif which == "kernel" and asked == "modules":
             check_vm_kernel(event.kernel)
             self._take_modules(event.kernel)
@@ -315,11 +272,11 @@ class GuestVm:
             self.tasks.take_process(process, self._asked)
             self._store.event(event)
         else:
-            raise CaptureError("the reader of the guest's memory sent what was not asked for", "The guest may be hostile. Recording went on without it.")
+            raise not_asked_for()
 
     def _take_modules(self, kernel: pb.VmKernel) -> None:
         """Of the kernel that is open: what else the message says of it is not taken."""
-        told = self._vm_kernel
+        told = self._opening.kernel
         if told is None:
             return
         self._texts.took(kernel.modules)
@@ -338,8 +295,8 @@ class GuestVm:
     def _take_text(self, event: pb.GuestEvent) -> None:
         text = event.module_text
         check_module_text(text, self._asked["address"], self._asked["size"])
-        if self._vm_kernel:
-            text.vm_pid, text.vm_id, text.time, text.lstar = self.pid, self.vm_id, self._last_time(), self._vm_kernel.lstar
+        if self._opening.kernel:
+            text.vm_pid, text.vm_id, text.time, text.lstar = self.pid, self.vm_id, self._last_time(), self._opening.kernel.lstar
             self._store.event(event)
 
     def _take_done(self, value: dict[str, Any]) -> None:
@@ -373,23 +330,17 @@ class GuestVm:
                 self._note(f"a file could not be read: {failed}")
 
     def _opened(self, value: dict[str, Any], failed: str) -> None:
-        if failed or self._vm_kernel is None:
-            self.state.reason = failed or "its reader said nothing"
-            self._again_at = time.monotonic() + min(8.0, 0.25 * 2**self._openings)
-            if self._openings >= _OPENINGS:
-                self._give_up(self.state.reason)
-            return
-        kernel, record = self._vm_kernel, self._record
+        kernel, record = self._opening.kernel, self._record
         layout = check_layout(value.get("layout"))
         mark = str(value.get("fingerprint", ""))
-        if kernel.kernel:
-            kernel.kernel = self._kernel_key or self._store.known_kernel(kernel.kernel, mark)
-            if mark and not kernel.kernel and mark not in self._store.known_kernels():
-                # It was in the cache, and is damaged: now it has to be read.
-                self._opened({}, "its kernel in the cache is damaged")
-                return
-        raw, self._raw = self._raw, b""
-        if raw and self._kernel_key:
+        if not failed and not self._opening.find_stored(mark):
+            failed = "its kernel in the cache is damaged"
+        if failed or kernel is None:
+            self.state.reason = failed or "its reader said nothing"
+            if not self._opening.failed():
+                self._give_up(self.state.reason)
+            return
+        if raw := self._opening.raw_of_new():
             self._offer(mark, raw)
         kernel.vm_pid, kernel.vm_id = self.pid, self.vm_id
         if record:
@@ -402,7 +353,7 @@ class GuestVm:
         self.state.release = str(value.get("release", ""))[:100]
         if layout and self._with_processes:
             self._tell_tasks(layout)
-            self._orphans = list(self._hints)
+            self._orphans = self._opening.page_tables
 
     def _tell_tasks(self, layout: TaskLayout) -> None:
         try:

@@ -253,7 +253,7 @@ def test_vmm_that_makes_garbage_of_the_kernel_and_puts_it_right_again(moments: M
         found.begin()
         found.task()
         vm = found.vm()
-        peak = found.peak_until(lambda: vm.state.level or (vm._openings > 1 and not vm.opening))
+        peak = found.peak_until(lambda: vm.state.level or (vm._opening.tries > 1 and not vm.opening))
         line, rounds = found.end(), held.stop()
     close([other])
     print(f"{what}: {len(pages)} pages, {rounds} times, {peak >> 20} MiB: {line}")

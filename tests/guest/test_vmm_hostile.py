@@ -102,7 +102,7 @@ def test_page_tables_that_map_themselves(run: Callable[..., Run], kind: str) -> 
     found.begin(cr3=table)
     vm, begun = found.vm(), time.monotonic()
     # It may be over quickly.
-    peak = found.peak_until(lambda: vm._openings and not vm.opening)
+    peak = found.peak_until(lambda: vm._opening.tries and not vm.opening)
     line = found.end()
     print(f"{kind}: {time.monotonic() - begun:.1f} s, {peak >> 20} MiB, {line}")
     assert line.startswith("web: kernel not known, nothing from its memory: ")
