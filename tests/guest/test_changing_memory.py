@@ -169,7 +169,9 @@ def check_parts(moments: Moments, process: guest_pb2.Process) -> None:
         assert any(name in memory.read(slot.gpa, slot.size) for memory in moments.both for slot in memory.slots), part
     assert process.comm in {state.comm for state in states}
     assert process.command in {state.command for state in states} | {b""}
-    assert set(process.perf_map.splitlines()) <= {line for state in states for line in state.perf_map.splitlines()}
+    # Where a map's page was at the first moment, something else may be at the second: that has other lines.
+    lines = {line for line in process.perf_map.splitlines() if re.fullmatch(rb"[0-9a-f]+ [0-9a-f]+ \w+", line)}
+    assert lines <= {line for state in states for line in state.perf_map.splitlines()}
 
 
 @pytest.mark.parametrize("often", [0.5, 0.1, 0.01])
