@@ -57,7 +57,8 @@ class Cost:
 def workloads(directory: Path, seconds: int) -> dict[str, list[str]]:
     """Each runs for about so many seconds."""
     program, junk = directory / "sorting", directory / "junk"
-    subprocess.run(["gcc", "-O2", "-fomit-frame-pointer", "-o", program, _HERE / "sorting.c"], check=True)
+    for compiler, target in (("gcc", program), ("musl-gcc", directory / "musl")):
+        subprocess.run([compiler, "-O2", "-fomit-frame-pointer", "-o", target, _HERE / "sorting.c"], check=True)
     with junk.open("wb") as file:
         file.truncate(seconds << 28)
     each = str(max(seconds // 3, 1))
@@ -67,6 +68,8 @@ def workloads(directory: Path, seconds: int) -> dict[str, list[str]]:
         "openssl speed": ["openssl", "speed", "-seconds", each, "-bytes", "8192", "sha256", "aes-256-cbc", "rsa2048"],
         "openssl dgst": ["openssl", "dgst", "-sha256", str(junk)],
         "C, qsort": [str(program), str(seconds)],
+        # Its C library has no tables, as in Alpine.
+        "C, musl's qsort": [str(directory / "musl"), str(seconds)],
     }
 
 
@@ -104,7 +107,7 @@ def _row(name: str, samples: int, perf: list[Cost], us: list[Cost]) -> str:
     def per_frame(costs: list[Cost], what: str) -> float:
         return statistics.median(1e6 * getattr(cost, what) / max(cost.frames, 1) for cost in costs)
 
-    columns = [f"{name:14} {samples:6} samples"]
+    columns = [f"{name:15} {samples:6} samples"]
     for called, costs in (("perf", perf), ("perfguest", us)):
         columns.append(
             f"{called}: {costs[0].frames / samples:5.1f} frames, {100 * costs[0].whole / samples:6.2f}% whole, "
@@ -112,7 +115,7 @@ def _row(name: str, samples: int, perf: list[Cost], us: list[Cost]) -> str:
         )
     ratios = [per_frame(perf, what) / per_frame(us, what) for what in ("unwinding", "job")]
     least = min(per_frame([one], "unwinding") / per_frame([other], "unwinding") for one, other in zip(perf, us, strict=True))
-    rest = f"\n{'':14} not whole for perfguest: {us[0].rest}" if us[0].rest else ""
+    rest = f"\n{'':15} not whole for perfguest: {us[0].rest}" if us[0].rest else ""
     return "  |  ".join([*columns, f"ratio {ratios[0]:.1f} (at least {least:.1f}), {ratios[1]:.1f}"]) + rest
 
 

@@ -12,6 +12,7 @@ import pytest
 from perfguest.unwind import _native
 from perfguest.unwind.engine import Engine, Stacks
 from tests.unwind import traced
+from tests.unwind.stepping import follow
 
 SOURCE = Path(__file__).with_name("stops.c")
 PYTHON = """
@@ -108,58 +109,14 @@ def test_frame_pointers_in_code_that_is_not_there(tmp_path: Path) -> None:
     assert hows(out) == {_native.HOW_FP}
 
 
-def expected_chain(shadow: list[tuple[int, int]], ip: int) -> list[int]:
-    return [ip, *(address for _, address in reversed(shadow))]
-
-
 @pytest.mark.parametrize("tables", [True, False], ids=["tables", "code"])
 def test_every_instruction(stops: Path, tables: bool) -> None:
     """Through the loader's lazy binding, procedure linkage tables, the C library's assembler: at each instruction the whole chain is right. By the code it
     may end early."""
-    engine = Engine()
-    with traced.running(stops, "step", stdout=subprocess.DEVNULL, env={"LD_BIND_NOW": ""}) as pid, traced.stopped(pid):
-        space = traced.add_process(engine, pid, tables)
-        registers = traced.registers(pid)
-        first = engine.walk(traced.user_samples(registers, [traced.stack_of(pid, int(registers[4]))], space))
-        assert first.user_end[0] == _native.END_START
-        chain = first.address.tolist()
-        top = next(m for m in traced.mappings(pid) if m.path == "[stack]").end
-        # Where the callers' return addresses stand: each one's first place above the one before.
-        shadow, at = [], int(registers[4])
-        for address in chain[1:]:
-            data = traced.read(pid, at, top - at)
-            at += data.index(int(address).to_bytes(8, "little"))
-            shadow.append((at, address))
-            at += 8
-        shadow.reverse()
-        steps = early = 0
-        while steps < 6000:
-            sp, ip = int(registers[4]), int(registers[16])
-            out = engine.walk(traced.user_samples(registers, [(sp - 128, traced.read(pid, sp - 128, min(4096 * 4, top - sp + 128)))], space))
-            found, expected = out.address.tolist(), expected_chain(shadow, ip)
-            if not tables and out.user_end[0] != _native.END_START:
-                early += 1
-                expected = expected[: len(found)]
-            assert found == expected, f"step {steps}, ip {ip:#x}: {out.user_end[0]}"
-            if not traced.step(pid):
-                break
-            steps += 1
-            after = traced.registers(pid)
-            new_sp, new_ip = int(after[4]), int(after[16])
-            while shadow and shadow[-1][0] < new_sp:
-                shadow.pop()
-            if new_sp == sp - 8 and is_call(traced.read(pid, ip, 8)):
-                shadow.append((new_sp, int.from_bytes(traced.read(pid, new_sp, 8), "little")))
-            registers = after
-            assert new_ip
-        assert steps > 3000
-        assert early <= 0.005 * steps
-
-
-def is_call(code: bytes) -> bool:
-    while code[0] in (0x2E, 0x3E, 0xF2, *range(0x40, 0x50)):
-        code = code[1:]
-    return code[0] == 0xE8 or (code[0] == 0xFF and code[1] >> 3 & 7 == 2)
+    with traced.running(stops, "step", stdout=subprocess.DEVNULL, env={"LD_BIND_NOW": ""}) as pid:
+        steps, early = follow(pid, pid, tables)
+    assert steps > 3000
+    assert early <= (0 if tables else 0.005 * steps)
 
 
 def test_cut_and_unknown(stops: Path) -> None:

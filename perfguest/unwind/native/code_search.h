@@ -71,4 +71,12 @@ static inline bool pg_is_call(const struct pg_insn *insn)
 	       (insn->opcode == 0xe8 || (insn->opcode == 0xff && (insn->reg & 7) == 2));
 }
 
+/* Without a condition. */
+static inline bool pg_is_jump(const struct pg_insn *insn)
+{
+	return insn->map == PG_MAP_ONE && !insn->vector &&
+	       (insn->opcode == 0xe9 || insn->opcode == 0xeb ||
+		(insn->opcode == 0xff && (insn->reg & 7) == 4));
+}
+
 #endif

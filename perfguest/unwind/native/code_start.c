@@ -68,34 +68,64 @@ enum pg_entry_kind pg_code_entry_kind(const struct pg_binary *binary, uint64_t o
 		       PG_ENTRY_PROGRAM : PG_ENTRY_NONE;
 }
 
+/* Where the code goes on elsewhere for the first time, from offset on. False if it cannot be followed. */
+static bool find_departure(const struct pg_binary *binary, struct pg_code_state *state,
+			   uint64_t *offset, struct pg_insn *insn)
+{
+	struct pg_bytes code;
+	int i;
+
+	for (i = 0; i < MAX_INSNS; i++, *offset += insn->length) {
+		pg_file_view_some(&binary->file, *offset, PG_MAX_INSN, &code);
+		if (!pg_decode(code.at, pg_bytes_left(&code), insn))
+			return false;
+		if (pg_is_call(insn) || pg_is_jump(insn))
+			return true;
+		pg_code_apply(state, insn, *offset);
+	}
+	return false;
+}
+
+bool pg_code_follows_entry(const struct pg_binary *binary, uint64_t offset)
+{
+	struct pg_code_state state;
+	struct pg_insn insn;
+	uint64_t at;
+
+	if (pg_code_entry_kind(binary, offset) != PG_ENTRY_PROGRAM ||
+	    !pg_vaddr_to_offset(binary, binary->entry, &at))
+		return false;
+	pg_code_begin(&state);
+	return find_departure(binary, &state, &at, &insn) && pg_is_call(&insn) &&
+	       at + insn.length == offset;
+}
+
 bool pg_code_find_main(const struct pg_binary *binary, uint64_t *main)
 {
 	const struct pg_segment *text;
 	struct pg_code_state state;
-	struct pg_bytes code;
 	struct pg_insn insn;
 	uint64_t offset;
-	int i;
+	int functions;
 
 	if (!pg_vaddr_to_offset(binary, binary->entry, &offset))
 		return false;
 	text = pg_text_segment(binary, offset);
 	pg_code_begin(&state);
-	for (i = 0; text && i < MAX_INSNS; i++, offset += insn.length) {
+	/* In musl's the one that the entry point calls, which is called with the stack's. */
+	for (functions = 0; text && functions < 2; functions++) {
 		const struct pg_value *first = &state.regs[PG_RDI];
 
-		pg_file_view_some(&binary->file, offset, PG_MAX_INSN, &code);
-		if (!pg_decode(code.at, pg_bytes_left(&code), &insn))
+		if (!find_departure(binary, &state, &offset, &insn))
 			return false;
-		if (!pg_is_call(&insn)) {
-			pg_code_apply(&state, &insn, offset);
-			continue;
-		}
 		*main = (uint64_t)first->offsets[0];
 		if (first->kind == PG_VALUE_CONSTANT)
 			*main -= text->vaddr - text->offset;
-		return (first->kind == PG_VALUE_CONSTANT || first->kind == PG_VALUE_PLACE) &&
-		       *main - text->offset < text->size;
+		if (first->kind == PG_VALUE_CONSTANT || first->kind == PG_VALUE_PLACE)
+			return *main - text->offset < text->size;
+		if (insn.opcode != CALL_RELATIVE)
+			return false;
+		offset += insn.length + (uint64_t)insn.immediate;
 	}
 	return false;
 }
@@ -114,8 +144,9 @@ bool pg_code_ends_thread(const struct pg_binary *binary, uint64_t offset)
 			return false;
 		if (insn.map == PG_MAP_0F && insn.opcode == 0x05)
 			return pg_is_constant(&state.regs[PG_RAX], SYS_exit);
-		/* MOV alone. */
-		if (insn.map != PG_MAP_ONE || !(insn.opcode == 0x89 || (insn.opcode & 0xf8) == 0xb8))
+		/* MOV and XOR alone. */
+		if (insn.map != PG_MAP_ONE ||
+		    !(insn.opcode == 0x89 || insn.opcode == 0x31 || (insn.opcode & 0xf0) == 0xb0))
 			return false;
 		pg_code_apply(&state, &insn, offset);
 		offset += insn.length;

@@ -24,6 +24,9 @@ enum pg_entry_kind pg_code_entry_kind(const struct pg_binary *binary, uint64_t o
 /* Does the code at offset do nothing but end the thread? So does what is behind a thread's first call. */
 bool pg_code_ends_thread(const struct pg_binary *binary, uint64_t offset);
 
+/* Is it behind the first call in the code at a program's entry point? That does not return. */
+bool pg_code_follows_entry(const struct pg_binary *binary, uint64_t offset);
+
 /* Where main() is: the code at a program's entry point gives it as its first argument. */
 bool pg_code_find_main(const struct pg_binary *binary, uint64_t *main);
 

@@ -253,8 +253,21 @@ static bool apply_wide(struct pg_code_state *state, const struct pg_insn *insn, 
 	return false;
 }
 
+/* MOV to AL, CL, DL, BL, or to the lowest byte of R8 to R11, of a register that has nothing above it. */
+static bool apply_low_byte(struct pg_code_state *state, const struct pg_insn *insn)
+{
+	struct pg_value *value = &state->regs[insn->rm];
+
+	if ((insn->opcode & 0xfc) != 0xb0 || value->kind != PG_VALUE_CONSTANT || value->offsets[0] >> 8)
+		return false;
+	*value = constant((uint8_t)insn->immediate);
+	return true;
+}
+
 static bool apply_constant(struct pg_code_state *state, const struct pg_insn *insn)
 {
+	if (apply_low_byte(state, insn))
+		return true;
 	if (insn->width != 4 && insn->width != 8)
 		return false;
 	if ((insn->opcode & 0xf8) == 0xb8 || (insn->opcode == 0xc7 && insn->mod == 3 && !(insn->reg & 7)))

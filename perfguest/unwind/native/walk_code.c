@@ -134,7 +134,8 @@ static bool is_outermost(const struct pg_walk *walk, const struct place *place, 
 {
 	const struct pg_rule *rule;
 
-	if (!exact && (pg_code_ends_thread(place->binary, place->offset) ||
+	if (!exact && (pg_code_follows_entry(place->binary, place->offset) ||
+		       pg_code_ends_thread(place->binary, place->offset) ||
 		       pg_code_ends_goroutine(place->binary, place->offset)))
 		return true;
 	switch (pg_code_entry_kind(place->binary, place->offset)) {
@@ -209,7 +210,8 @@ static bool step_from_endless(struct pg_walk *walk, const struct place *place, b
 		if (!is_return_address(walk, word))
 			continue;
 		caller = find_place(walk, word);
-		if (endless && is_outermost(walk, &caller, false)) {
+		if (pg_code_follows_entry(caller.binary, caller.offset) ||
+		    (endless && is_outermost(walk, &caller, false))) {
 			*next = walk->machine;
 			next->known = 0;
 			pg_set(next, PG_RIP, word);
