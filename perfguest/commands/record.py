@@ -12,10 +12,10 @@ from pathlib import Path
 import click
 
 from perfguest.capture.debugfs import WHOLE_STACK, ModuleSettings
-from perfguest.capture.guest_cache import cache_directory
 from perfguest.capture.guests import GuestSettings
 from perfguest.capture.recorder import RecordSettings
 from perfguest.capture.recorder import record as run_recorder
+from perfguest.private_directory import cache_directory
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -140,7 +140,7 @@ def record(
     """
     taken = _what_is_taken(call_graph, stack_size, chain_depth)
     module = replace(taken, trigger=trigger, locator=locator, clock=clock, buffer_kb=buffer >> 10 if buffer else None)
-    guests = GuestSettings(guest_memory, guest_wait, cache_directory())
+    guests = GuestSettings(guest_memory, guest_wait, cache_directory("guest-kernels"))
     sys.exit(run_recorder(RecordSettings(output, event, frequency, pid, vm, module, duration, command, perf, kdir, guests)))
 
 

@@ -8,11 +8,11 @@ from click.testing import CliRunner
 
 import perfguest.commands.record as record_command
 from perfguest.capture.debugfs import ModuleSettings
-from perfguest.capture.guest_cache import cache_directory
 from perfguest.capture.guests import GuestSettings
 from perfguest.capture.recorder import RecordSettings
 from perfguest.commands.module import module
 from perfguest.commands.record import record
+from perfguest.private_directory import cache_directory
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[RecordSettings]:
 
 def test_defaults(asked: list[RecordSettings]) -> None:
     assert CliRunner().invoke(record, []).exit_code == 3
-    assert asked == [RecordSettings(guests=GuestSettings(cache=cache_directory()))]
+    assert asked == [RecordSettings(guests=GuestSettings(cache=cache_directory("guest-kernels")))]
 
 
 def test_all_options(asked: list[RecordSettings]) -> None:
@@ -38,7 +38,7 @@ def test_all_options(asked: list[RecordSettings]) -> None:
     words += " --clock mono -m 1M --duration 2.5 --guest-memory kernel --guest-wait 3"
     assert CliRunner().invoke(record, [*words.split(), "--", "cmd", "-o", "x"]).exit_code == 3
     module_settings = ModuleSettings("nmi", "scan", "mono", 16384, 65536, 9, 1024)
-    guests = GuestSettings("kernel", 3.0, cache_directory())
+    guests = GuestSettings("kernel", 3.0, cache_directory("guest-kernels"))
     assert asked == [RecordSettings(Path("out"), "cycles", 99, (5, 6), "web", module_settings, 2.5, ("cmd", "-o", "x"), guests=guests)]
 
 
