@@ -13,7 +13,7 @@ import numpy.typing as npt
 from perfguest import merge, stacks
 from perfguest.formats.guest_snapshot import GuestSnapshot
 from perfguest.formats.recording import RecordingPaths
-from perfguest.guest_stacks import GuestStacks, KernelSpaces, guest_stacks
+from perfguest.guest_stacks import GuestStacks, KernelSpaces, Unwinding, guest_stacks
 from perfguest.join import Joined, join
 from perfguest.naming import FrameNames
 from perfguest.profile import I32, I64, Mode, Profile, Samples, Stacks
@@ -29,14 +29,13 @@ _PROBLEMS_TOLD = 20
 class ConvertOptions:
     """``guest``: files that name a guest's functions. ``host_root``: where the recorded host's files are, and what of guests' files is the same there.
 
-    ``window``: nanoseconds that a sample and its record may lie apart. ``unwind``: ``auto``, ``fp`` (frame pointers alone) or ``scan``
-    (whatever on the stack looks like a return address).
+    ``window``: nanoseconds that a sample and its record may lie apart.
     """
 
     guest: GuestSymbolOptions = field(default_factory=GuestSymbolOptions)
     host_root: Path = Path("/")
     window: int = merge.DEFAULT_WINDOW
-    unwind: str = "auto"
+    unwinding: Unwinding = field(default_factory=Unwinding)
 
 
 def load_profile(recording: Path, options: ConvertOptions | None = None) -> Profile:
@@ -46,7 +45,7 @@ def load_profile(recording: Path, options: ConvertOptions | None = None) -> Prof
     host = HostSymbols(joined.perf, _host_kallsyms(recording, joined.notes), options.host_root)
     guest = GuestSymbols.build(guest_vms(joined), options.guest, joined.snapshot, options.host_root)
     kernels = KernelSpaces.of(joined, guest)
-    found = guest_stacks(joined, guest, kernels, options.unwind)
+    found = guest_stacks(joined, guest, kernels, options.unwinding)
     unique = _unique_stacks(joined, host, found, kernels)
     frames, number, row = stacks.unique_frames(unique.stacks.frames)
     names = FrameNames(frames)

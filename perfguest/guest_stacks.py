@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from perfguest.symbols.guest import GuestSymbols
 from perfguest.unwind._native import END_THREAD_START
 from perfguest.unwind.engine import Engine
 from perfguest.unwind.guest import Addressing, Unwound, describe, unwind
+from perfguest.unwind.kept_tables import KeptTables
 from perfguest.unwind.orc import orc_layout
 from perfguest.unwind.spaces import Spaces
 
@@ -46,6 +48,15 @@ class KernelSpaces:
 
 
 @dataclass(frozen=True)
+class Unwinding:
+    """``how``: ``auto``, ``fp`` (frame pointers alone) or ``scan`` (whatever on the stack looks like a return address). ``kept_tables``: the directory in which
+    guests' unwind tables are kept from one recording to the next (:mod:`perfguest.unwind.kept_tables`); None: they are not."""
+
+    how: str = "auto"
+    kept_tables: Path | None = None
+
+
+@dataclass(frozen=True)
 class GuestStacks:
     """``stacks``: the different ones, leaf first. ``of_record``: int64, each record's among them, -1 where it has none. ``notes``: lines for people."""
 
@@ -54,12 +65,12 @@ class GuestStacks:
     notes: list[str]
 
 
-def guest_stacks(joined: Joined, guest: GuestSymbols, kernels: KernelSpaces, how: str) -> GuestStacks:
-    """``how``: as :attr:`perfguest.convert.ConvertOptions.unwind`. Holds the kernels against the stacks: what they contradict is used no more."""
+def guest_stacks(joined: Joined, guest: GuestSymbols, kernels: KernelSpaces, options: Unwinding) -> GuestStacks:
+    """Holds the kernels against the stacks: what they contradict is used no more."""
     notes: list[str] = []
     everything = np.ones(len(joined.stream.samples), bool)
     _check(guest, kernels, _chains(joined.stream.samples.kernel, Mode.GUEST_KERNEL, kernels.of_record, everything).frames)
-    unwound = _unwind(joined, guest, kernels, how == "scan", notes) if how != "fp" and len(joined.stream.samples.copies) else _nothing(joined)
+    unwound = _unwind(joined, guest, kernels, options, notes) if options.how != "fp" and len(joined.stream.samples.copies) else _nothing(joined)
     chains = joined.stream.samples
     _check(guest, kernels, unwound.stacks.frames)
     # Stacks that were unwound by the tables of a kernel that it was not are none.
@@ -79,11 +90,11 @@ def guest_stacks(joined: Joined, guest: GuestSymbols, kernels: KernelSpaces, how
     of_record[rows] = len(unwound.stacks) + number.astype(np.int64)
     both = stacks.concatenate([unwound.stacks, mixed])
     frames = np.append(np.diff(both.start), 0)
-    notes += _summary(joined, unwound, wanted, how)
+    notes += _summary(joined, unwound, wanted, options.how)
     return GuestStacks(both, np.where(frames[of_record] > 0, of_record, -1), notes)
 
 
-def _unwind(joined: Joined, guest: GuestSymbols, kernels: KernelSpaces, scan: bool, notes: list[str]) -> Unwound:
+def _unwind(joined: Joined, guest: GuestSymbols, kernels: KernelSpaces, options: Unwinding, notes: list[str]) -> Unwound:
     tables = Engine()
     kernel = np.full(len(kernels.vm), -1, np.int32)
     for place, (vm, number) in enumerate(zip(kernels.vm.tolist(), kernels.kernel.tolist(), strict=True)):
@@ -97,12 +108,14 @@ def _unwind(joined: Joined, guest: GuestSymbols, kernels: KernelSpaces, scan: bo
     process = joined.tasks.process
     space = np.full(len(process), -1, np.int32)
     if joined.snapshot is not None:
-        spaces = Spaces(tables, joined.snapshot, guest.open_mounted)
+        kept_tables = KeptTables(options.kept_tables)
+        spaces = Spaces(tables, joined.snapshot, guest.open_mounted, kept_tables)
         read, which = np.unique(process[process >= 0], return_inverse=True)
         space[process >= 0] = np.array([spaces.number(one) for one in read.tolist()], np.int32)[which] if len(read) else -1
         notes += spaces.notes
+        kept_tables.close()
     where = Addressing(joined.record_vm, kernel[kernels.of_record], space, kernels.of_record, joined.tasks.space)
-    return unwind(tables, joined.stream, where, len(joined.vms), scan)
+    return unwind(tables, joined.stream, where, len(joined.vms), options.how == "scan")
 
 
 def _nothing(joined: Joined) -> Unwound:

@@ -16,7 +16,7 @@ from perfguest.formats.guest_format import parse_format
 from perfguest.formats.guest_snapshot import GuestSnapshot, SnapshotWriter, read_snapshot
 from perfguest.formats.guest_stream import CHAIN_KERNEL, CHAIN_USER, STACK_KERNEL, read_guest_stream
 from perfguest.formats.recording import stream_head
-from perfguest.guest_stacks import GuestStacks, KernelSpaces, guest_stacks
+from perfguest.guest_stacks import GuestStacks, KernelSpaces, Unwinding, guest_stacks
 from perfguest.join import Joined
 from perfguest.profile import Mode, Vm
 from perfguest.proto import guest_pb2 as pb
@@ -124,7 +124,7 @@ def stacks_of(directory: Path, records: list[Record], message: pb.Kernel | None,
     joined = joined_of(directory, snapshot, records)
     guest = GuestSymbols.build([GuestVm(PID, "vm")], GuestSymbolOptions(), snapshot)
     spaces = KernelSpaces.of(joined, guest)
-    found = guest_stacks(joined, guest, spaces, how)
+    found = guest_stacks(joined, guest, spaces, Unwinding(how))
     frames = found.stacks.frames
     resolved = guest.resolve_kernel(spaces.vm[np.zeros(len(frames), int)], frames.address - frames.returns.astype(np.uint64), np.zeros(len(frames), np.int32))
     names = [resolved.names[name] if name >= 0 else hex(address) for name, address in zip(resolved.name.tolist(), frames.address.tolist(), strict=True)]

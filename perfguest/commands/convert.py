@@ -16,6 +16,8 @@ import click
 
 from perfguest.convert import ConvertOptions, load_profile
 from perfguest.errors import PerfguestError, UsageError
+from perfguest.guest_stacks import Unwinding
+from perfguest.private_directory import cache_directory
 from perfguest.profile import Profile
 from perfguest.selection import Selection, select
 from perfguest.symbols.guest import GuestSymbolOptions
@@ -78,6 +80,13 @@ def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], clic
 @click.option("--guest-comm", multiple=True, metavar="NAME", help="Only samples of guest threads of this name; may be given several times.")
 @click.option("--guest-pid", multiple=True, type=click.IntRange(0), metavar="PID", help="Only samples of this process, as the guest counts it.")
 @click.option("--cgroup", multiple=True, metavar="PATH", help="Only samples of guest processes in this cgroup of the guest, or below it.")
+@click.option(
+    "--keep-tables/--no-keep-tables",
+    default=True,
+    show_default=True,
+    help="Keep the unwind tables of guests' programs in ~/.cache/perfguest/guest-tables, and use those that other recordings or --guestmount gave of the same "
+    "programs, by build id, where this guest had not read its own.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print no summary.")
 def convert(
     *,
@@ -94,6 +103,7 @@ def convert(
     guest_comm: tuple[str, ...],
     guest_pid: tuple[int, ...],
     cgroup: tuple[str, ...],
+    keep_tables: bool,
     quiet: bool,
 ) -> None:
     """Join and name the stacks of RECORDING (perfguest.data), and write them.
@@ -113,7 +123,8 @@ def convert(
     if weight and form != "folded":
         raise UsageError("--weight is for --folded", "The other formats hold the samples and their periods.")
     symbols = GuestSymbolOptions(kallsyms=guestkallsyms, vmlinux=guestvmlinux, mounts=guestmount, binaries=guest_binary)
-    profile = load_profile(recording, ConvertOptions(guest=symbols, host_root=host_root, unwind=unwind))
+    unwinding = Unwinding(unwind, cache_directory("guest-tables") if keep_tables else None)
+    profile = load_profile(recording, ConvertOptions(guest=symbols, host_root=host_root, unwinding=unwinding))
     profile = select(profile, Selection(guest_comm, guest_pid, cgroup))
     write: Callable[..., None] = importlib.import_module(f"perfguest.writers.{module}").write
     extra = {"weight": weight} if weight else {}

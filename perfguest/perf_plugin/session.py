@@ -44,9 +44,12 @@ def run(arguments: list[str]) -> int:
 def _print(recording: Path, options: dict[str, tuple[str, ...]], out: BinaryIO) -> None:
     # Late, so that errors in the command line are said by a perf whose Python lacks something.
     from perfguest.convert import ConvertOptions, load_profile
+    from perfguest.guest_stacks import Unwinding
+    from perfguest.private_directory import cache_directory
     from perfguest.symbols.guest import GuestSymbolOptions
 
-    profile = load_profile(recording, ConvertOptions(guest=GuestSymbolOptions(**options)))
+    unwinding = Unwinding(kept_tables=cache_directory("guest-tables"))
+    profile = load_profile(recording, ConvertOptions(guest=GuestSymbolOptions(**options), unwinding=unwinding))
     for note in profile.notes:
         sys.stderr.write(f"perfguest: {escape(note)}\n")
     perf_script.write(profile, out)

@@ -24,6 +24,7 @@ HOW_FP: Final = 3
 HOW_SCAN: Final = 4
 HOW_RETURN: Final = 5
 HOW_CODE: Final = 6
+HOW_KEPT: Final = 7
 FRAME_RETURN: Final = 16
 FRAME_USER: Final = 32
 
@@ -45,7 +46,12 @@ class Unwinder:
     def __init__(self) -> None: ...
     def add_kernel(self, orc: Sequence[tuple[Buffer, Buffer]], layout: int, text: Sequence[tuple[int, Buffer]]) -> int: ...
     def add_binary(
-        self, size: int, runs: Sequence[tuple[int, Buffer]], eh_frame: tuple[int, int] | None = None, debug_frame: tuple[int, int] | None = None
+        self,
+        size: int,
+        runs: Sequence[tuple[int, Buffer]],
+        eh_frame: tuple[int, int] | None = None,
+        debug_frame: tuple[int, int] | None = None,
+        kept: Sequence[tuple[int, Buffer]] | None = None,
     ) -> int: ...
     def add_space(self, start: Buffer, end: Buffer, offset: Buffer, binary: Buffer) -> int: ...
     def walk(

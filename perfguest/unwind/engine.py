@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 512
 
+#: File offsets and bytes.
+Runs = Sequence[tuple[int, "Buffer"]]
+
 
 def _column(values: npt.ArrayLike, dtype: npt.DTypeLike) -> Any:
     # Any: to mypy, an array is no buffer before Python 3.12.
@@ -87,7 +90,12 @@ class Engine:
         return self._unwinder.add_kernel([(_column(addresses, np.uint64), entries) for addresses, entries in orc], layout, text)
 
     def add_binary(
-        self, size: int, runs: Sequence[tuple[int, Buffer]], eh_frame: tuple[int, int] | None = None, debug_frame: tuple[int, int] | None = None
+        self,
+        size: int,
+        runs: Runs,
+        eh_frame: tuple[int, int] | None = None,
+        debug_frame: tuple[int, int] | None = None,
+        kept: Runs | None = None,
     ) -> int:
         """Give the number of an ELF file of which perhaps only some pages are there.
 
@@ -96,11 +104,13 @@ class Engine:
             runs: file offsets and bytes, ascending, not overlapping.
             eh_frame: file offset and size of the section, where known. Used if the file has no search table (.eh_frame_hdr).
             debug_frame: likewise.
+            kept: runs with more pages that hold tables, which somebody else says are the file's. Used where pages are missing in ``runs``,
+                and only for steps that the code in ``runs`` proves.
 
         Raises:
             ValueError: runs overlap or do not ascend. What is in them raises nothing: a walk that needs it ends there, and says why.
         """
-        return self._unwinder.add_binary(size, runs, eh_frame, debug_frame)
+        return self._unwinder.add_binary(size, runs, eh_frame, debug_frame, kept)
 
     def add_space(self, start: npt.ArrayLike, end: npt.ArrayLike, offset: npt.ArrayLike, binary: npt.ArrayLike) -> int:
         """Give the number of a process's executable mappings.

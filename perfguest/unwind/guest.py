@@ -193,6 +193,7 @@ ENDS = {
 HOWS = {
     native.HOW_ORC: "ORC",
     native.HOW_CFI: ".eh_frame",
+    native.HOW_KEPT: "kept .eh_frame",
     native.HOW_FP: "frame pointer",
     native.HOW_CODE: "their code",
     native.HOW_RETURN: "top of the stack",

@@ -15,6 +15,7 @@ from perfguest.formats.elf_sections import read_sections
 from perfguest.formats.guest_snapshot import GuestSnapshot, later_readings
 from perfguest.proto import guest_pb2 as pb
 from perfguest.unwind.engine import Engine
+from perfguest.unwind.kept_tables import KeptTables
 
 _USER_END = 1 << 57
 # PT_GNU_EH_FRAME, a type in the program headers, which stand at the file's begin.
@@ -28,10 +29,11 @@ OpenFile = Callable[[pb.Process, pb.Mapping, str], bytes | None]
 class Spaces:
     """Gives each process that was read a number in the engine, when it is first asked for. A binary is loaded once, for all processes that map it."""
 
-    def __init__(self, engine: Engine, snapshot: GuestSnapshot, open_file: OpenFile) -> None:
+    def __init__(self, engine: Engine, snapshot: GuestSnapshot, open_file: OpenFile, kept: KeptTables) -> None:
         self._engine = engine
         self._snapshot = snapshot
         self._open_file = open_file
+        self._kept = kept
         self._later = later_readings(snapshot.processes)
         self._numbers: dict[int, int] = {}
         self._binaries: dict[tuple[str, bytes], int] = {}
@@ -68,10 +70,13 @@ class Spaces:
         whole = self._open_file(reading, mapping, stored.build_id.hex() if stored else "")
         try:
             if whole is not None:
-                return self._engine.add_binary(len(whole), [(0, whole)], _tables_of_static(len(whole), [(0, whole)]))
-            if stored is not None:
-                runs = sorted(((run.address, run.data) for run in stored.pages), key=lambda run: run[0])
-                return self._engine.add_binary(stored.size, runs, _tables_of_static(stored.size, runs))
+                size, runs = len(whole), [(0, whole)]
+            elif stored is not None:
+                size, runs = stored.size, sorted(((run.address, run.data) for run in stored.pages), key=lambda run: run[0])
+            else:
+                return -1
+            kept = self._kept.complete(stored.build_id, size, runs) if stored else None
+            return self._engine.add_binary(size, runs, _tables_of_static(size, runs), kept=kept)
         except ValueError as error:
             self._problems[f"guest file {mapping.path.decode('utf-8', 'replace')[:200]} cannot be used for unwinding: {error}"] += 1
         return -1

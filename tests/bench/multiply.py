@@ -20,7 +20,7 @@ from perfguest.formats.guest_stream import read_guest_stream
 from perfguest.formats.perf_data import read_perf_data
 from perfguest.formats.perf_header import read_head
 from perfguest.formats.recording import RecordingPaths, stream_head
-from perfguest.guest_stacks import KernelSpaces, guest_stacks
+from perfguest.guest_stacks import KernelSpaces, Unwinding, guest_stacks
 from perfguest.join import Joined, join
 from perfguest.symbols.guest import GuestSymbols
 
@@ -53,7 +53,7 @@ def choose(recording: Path, least_frames: int, most_bytes: int) -> Chosen:
     """The guest samples whose stacks have so many frames and whose copies no more than so many bytes."""
     joined = join(recording, merge.DEFAULT_WINDOW)
     guest = GuestSymbols.build(guest_vms(joined), ConvertOptions().guest, joined.snapshot)
-    found = guest_stacks(joined, guest, KernelSpaces.of(joined, guest), "auto")
+    found = guest_stacks(joined, guest, KernelSpaces.of(joined, guest), Unwinding())
     depth = np.append(np.diff(found.stacks.start), 0)[found.of_record]
     copies = joined.stream.samples.copies
     owner = np.repeat(np.arange(len(depth)), np.diff(copies.start))

@@ -43,7 +43,9 @@ def recording(pristine: Path, tmp_path: Path) -> Path:
 
 def convert(directory: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """In the directory above the recording's, as most do."""
-    done = subprocess.run([sys.executable, "-m", "perfguest", "convert", *arguments], cwd=directory.parent, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "perfguest", "convert", "--no-keep-tables", *arguments], cwd=directory.parent, capture_output=True, check=False
+    )
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done
 

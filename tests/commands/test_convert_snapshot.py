@@ -72,7 +72,9 @@ def recording(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def convert(recording: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "perfguest", "convert", str(recording), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "perfguest", "convert", "--no-keep-tables", str(recording), *arguments], capture_output=True, text=True, check=False
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
@@ -126,7 +128,7 @@ def test_a_damaged_snapshot_costs_names_and_nothing_else(recording: Path, tmp_pa
 
 def test_convert_needs_nothing_that_reads_memory(recording: Path) -> None:
     code = "import sys; sys.modules['drgn'] = None; from perfguest.cli import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", code, "convert", str(recording), "--folded"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, "convert", "--no-keep-tables", str(recording), "--folded"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == convert(recording, "--folded").stdout
 

@@ -21,8 +21,8 @@ _CONVERSION = """
 import sys, types
 
 class ConvertOptions:
-    def __init__(self, guest):
-        self.guest = guest
+    def __init__(self, guest, unwinding):
+        self.guest, self.unwinding = guest, unwinding
 
 def load_profile(recording, options):
     from perfguest.errors import FormatError

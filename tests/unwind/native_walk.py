@@ -14,6 +14,7 @@ from perfguest.symbols.kernel_tables import read_tables
 from perfguest.symbols.module_texts import ModuleTexts
 from perfguest.unwind import _native
 from perfguest.unwind.engine import Engine, Samples
+from perfguest.unwind.kept_tables import KeptTables
 from perfguest.unwind.orc import orc_layout
 from tests.unwind.oracle import Walked
 from tests.unwind.stacks import Evidence
@@ -30,8 +31,8 @@ class NativeWalked(Walked):
     how: list[str] = field(default_factory=list)
 
 
-def walk(evidence: Evidence, tables: bool = True) -> list[NativeWalked]:
-    """All samples of the recording; on demand as if no page of the programs' tables had been there."""
+def walk(evidence: Evidence, tables: bool = True, kept: KeptTables | None = None) -> list[NativeWalked]:
+    """All samples of the recording; on demand as if no page of the programs' tables had been there, or with those that are kept."""
     engine = Engine()
     stream = read_guest_stream(RecordingPaths(evidence.directory).guest_stream)
     copies, records = stream.samples.copies, stream.samples
@@ -41,7 +42,7 @@ def walk(evidence: Evidence, tables: bool = True) -> list[NativeWalked]:
             registers=records.registers(),
             mode=_modes(records),
             kernel=np.full(len(records), _add_kernel(engine, evidence), np.int32),
-            space=_add_spaces(engine, evidence, tables),
+            space=_add_spaces(engine, evidence, tables, kept or KeptTables(None)),
             copy_start=copies.start,
             copy_address=copies.address,
             copy_offset=copies.offset,
@@ -94,7 +95,7 @@ def _add_kernel(engine: Engine, evidence: Evidence) -> int:
     )
 
 
-def _add_spaces(engine: Engine, evidence: Evidence, tables: bool) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _add_spaces(engine: Engine, evidence: Evidence, tables: bool, kept: KeptTables) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
     """Of each sample the number of its process's address space, or -1."""
     spaces: dict[int, int] = {}
     binaries: dict[str, int] = {}
@@ -110,7 +111,8 @@ def _add_spaces(engine: Engine, evidence: Evidence, tables: bool) -> np.ndarray[
                     stored = evidence.snapshot.binary(mapping.binary)
                     runs = [(run.address, run.data) for run in stored.pages] if stored else []
                     runs = runs if tables else without_tables(runs)
-                    binaries[mapping.binary] = engine.add_binary(stored.size, runs) if stored else -1
+                    more = kept.complete(stored.build_id, stored.size, runs) if stored else None
+                    binaries[mapping.binary] = engine.add_binary(stored.size, runs, kept=more) if stored else -1
             columns = ([m.start for m in code], [m.end for m in code], [m.offset for m in code], [binaries.get(m.binary, -1) for m in code])
             spaces[id(process)] = engine.add_space(*columns)
         result[index] = spaces[id(process)]

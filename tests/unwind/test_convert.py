@@ -31,7 +31,7 @@ class Folded:
 @pytest.fixture(scope="module")
 def folded(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Folded:
     target = tmp_path_factory.mktemp("folded") / "guest.folded"
-    command = [sys.executable, "-m", "perfguest", "convert", str(guest.recorded.directory), "--folded", "-o", str(target)]
+    command = [sys.executable, "-m", "perfguest", "convert", str(guest.recorded.directory), "--folded", "--no-keep-tables", "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     rows = [line.rpartition(" ") for line in target.read_text().splitlines()]
     return Folded([(stack, int(count)) for stack, _, count in rows], done.stderr)

@@ -62,6 +62,7 @@ struct pg_binary {
 	struct pg_section sections[2];	/* by enum pg_section_kind */
 	struct pg_search_table table;
 	struct pg_fde_index index;
+	struct pg_binary *kept;		/* with more pages, of an earlier recording; NULL: none */
 };
 
 /* Reads headers; file and sections are set already. */
@@ -74,7 +75,10 @@ const struct pg_segment *pg_text_segment(const struct pg_binary *binary, uint64_
 bool pg_vaddr_to_offset(const struct pg_binary *binary, uint64_t vaddr, uint64_t *offset);
 bool pg_offset_to_vaddr(const struct pg_binary *binary, uint64_t offset, uint64_t *vaddr);
 
-/* The rule at vaddr. Not const: it may make the index. */
+/*
+ * The rule at vaddr; where pages are missing, the one of binary->kept, which is
+ * marked so. Not const: it may make the index.
+ */
 void pg_binary_rule(struct pg_binary *binary, uint64_t vaddr, struct pg_rule *rule);
 
 #endif

@@ -146,7 +146,7 @@ static enum pg_end find_fde(struct pg_binary *binary, uint64_t vaddr, struct pg_
 	return end ? end : pg_parse_fde(binary, place->kind, place->offset, fde);
 }
 
-void pg_binary_rule(struct pg_binary *binary, uint64_t vaddr, struct pg_rule *rule)
+static void make_rule(struct pg_binary *binary, uint64_t vaddr, struct pg_rule *rule)
 {
 	struct pg_fde fde;
 	enum pg_end end = find_fde(binary, vaddr, &fde);
@@ -157,4 +157,17 @@ void pg_binary_rule(struct pg_binary *binary, uint64_t vaddr, struct pg_rule *ru
 		pg_rule_stop(rule, end);
 	else
 		pg_cfi_rule(&fde, vaddr, rule);
+}
+
+void pg_binary_rule(struct pg_binary *binary, uint64_t vaddr, struct pg_rule *rule)
+{
+	make_rule(binary, vaddr, rule);
+	rule->kept = false;
+	if (!binary->kept || pg_rule_end(rule) != PG_END_PAGES)
+		return;
+	make_rule(binary->kept, vaddr, rule);
+	rule->kept = true;
+	/* An end that the guest does not say itself is none. */
+	if (rule->kind == PG_RULE_STOP)
+		pg_rule_stop(rule, PG_END_PAGES);
 }

@@ -6,6 +6,7 @@ void pg_py_free_binary(struct pg_binary *binary)
 {
 	if (!binary)
 		return;
+	pg_py_free_binary(binary->kept);
 	pg_binary_deinit(binary);
 	PyMem_RawFree((void *)binary->file.runs);
 	PyMem_RawFree(binary);
@@ -98,36 +99,62 @@ static bool take_section(PyObject *pair, const char *name, struct pg_section *se
 	return true;
 }
 
+/* What both sets of pages of a file are said to be. */
+struct sections {
+	PyObject *eh_frame;
+	PyObject *debug_frame;
+};
+
+/* NULL with an exception. */
+static struct pg_binary *make_binary(struct unwinder_object *self, uint64_t size, PyObject *runs,
+				     const struct sections *sections)
+{
+	struct pg_binary *binary = PyMem_RawCalloc(1, sizeof(*binary));
+
+	if (!binary) {
+		PyErr_NoMemory();
+		return NULL;
+	}
+	runs = PySequence_Fast(runs, "runs: a sequence is wanted");
+	if (!runs)
+		goto free_binary;
+	if (!take_section(sections->eh_frame, "eh_frame", &binary->sections[PG_EH_FRAME]) ||
+	    !take_section(sections->debug_frame, "debug_frame", &binary->sections[PG_DEBUG_FRAME]) ||
+	    !take_runs(self, &binary->file, runs))
+		goto drop_runs;
+	Py_DECREF(runs);
+	binary->file.size = size;
+	pg_binary_init(binary);
+	return binary;
+drop_runs:
+	Py_DECREF(runs);
+free_binary:
+	pg_py_free_binary(binary);
+	return NULL;
+}
+
 PyObject *pg_py_add_binary(struct unwinder_object *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "size", "runs", "eh_frame", "debug_frame", NULL };
-	PyObject *runs, *eh_frame = Py_None, *debug_frame = Py_None;
+	static char *names[] = { "size", "runs", "eh_frame", "debug_frame", "kept", NULL };
+	struct sections sections = { Py_None, Py_None };
+	PyObject *runs, *kept = Py_None;
 	struct pg_binary *binary;
 	unsigned long long size;
 	Py_ssize_t number = -1;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KO|OO", names, &size, &runs, &eh_frame,
-					 &debug_frame))
-		return NULL;
-	runs = PySequence_Fast(runs, "runs: a sequence is wanted");
-	if (!runs)
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KO|OOO", names, &size, &runs,
+					 &sections.eh_frame, &sections.debug_frame, &kept))
 		return NULL;
 	pg_py_lock(self);
-	binary = PyMem_RawCalloc(1, sizeof(*binary));
-	if (!binary) {
-		PyErr_NoMemory();
-	} else if (take_section(eh_frame, "eh_frame", &binary->sections[PG_EH_FRAME]) &&
-		   take_section(debug_frame, "debug_frame", &binary->sections[PG_DEBUG_FRAME]) &&
-		   take_runs(self, &binary->file, runs)) {
-		binary->file.size = size;
-		pg_binary_init(binary);
+	binary = make_binary(self, size, runs, &sections);
+	if (binary && kept != Py_None)
+		binary->kept = make_binary(self, size, kept, &sections);
+	if (binary && (binary->kept || kept == Py_None))
 		number = pg_py_append((void ***)&self->unwinder.binaries, &self->unwinder.binary_count,
-				binary);
-	}
+				      binary);
 	if (number < 0)
 		pg_py_free_binary(binary);
 	pg_py_unlock(self);
-	Py_DECREF(runs);
 	return number < 0 ? NULL : PyLong_FromSsize_t(number);
 }
 

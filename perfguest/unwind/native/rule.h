@@ -78,6 +78,7 @@ struct pg_rule {
 	uint8_t end;		/* PG_RULE_STOP: enum pg_end */
 	uint8_t exact : 1;	/* the caller was interrupted, it did not call */
 	uint8_t plain : 1;	/* pg_rule_is_plain() */
+	uint8_t kept : 1;	/* made from pages that the guest itself did not have */
 	uint8_t cfa_kind;	/* enum pg_cfa_kind */
 	uint8_t cfa_register;	/* enum pg_register */
 	uint8_t count;		/* of saved[]; what is not there keeps its value */

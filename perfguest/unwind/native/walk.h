@@ -15,6 +15,7 @@ enum pg_how {
 	PG_HOW_SCAN,		/* the next word that follows a call: not proven */
 	PG_HOW_RETURN,		/* the word at the top of the stack follows a call */
 	PG_HOW_CODE,		/* what the code does from here until it returns */
+	PG_HOW_KEPT,		/* .eh_frame as an earlier recording had it, and proven */
 
 	PG_FRAME_RETURN = 16,	/* a return address: look up the byte before */
 	PG_FRAME_USER = 32,

@@ -170,6 +170,13 @@ static void keep_unsaved(const struct pg_machine *from, struct pg_machine *to, c
 	}
 }
 
+static bool comes_to_code(const struct pg_walk *walk, uint64_t rip, bool exact)
+{
+	if (exact)
+		return pg_find_code(walk, rip);
+	return is_return_address(walk, rip) || is_made_return(walk, rip);
+}
+
 static bool apply(struct pg_walk *walk, const struct pg_rule *rule, struct pg_machine *next)
 {
 	uint16_t cs;
@@ -178,10 +185,7 @@ static bool apply(struct pg_walk *walk, const struct pg_rule *rule, struct pg_ma
 	if (rule->kind == PG_RULE_STOP || pg_step(next, rule, &no_source, &cs))
 		return false;
 	keep_unsaved(&walk->machine, next, rule);
-	if (rule->exact)
-		return pg_find_code(walk, next->regs[PG_RIP]);
-	return is_return_address(walk, next->regs[PG_RIP]) ||
-	       is_made_return(walk, next->regs[PG_RIP]);
+	return comes_to_code(walk, next->regs[PG_RIP], rule->exact);
 }
 
 /* In main(), which need not return: by what has happened since it was called. */
@@ -249,6 +253,13 @@ bool pg_could_have_called(const struct pg_walk *walk, uint64_t word)
 	const struct pg_rule *rule;
 
 	return !place.binary || leads_here(walk, &place, word, &rule);
+}
+
+bool pg_is_proven(const struct pg_walk *walk, const struct pg_machine *next, bool exact)
+{
+	uint64_t rip = next->regs[PG_RIP];
+
+	return comes_to_code(walk, rip, exact) && (exact || pg_could_have_called(walk, rip));
 }
 
 /*

@@ -82,6 +82,9 @@ bool pg_is_goroutines_end(const struct pg_walk *walk, uint64_t word);
 /* False if the call before the word is of a function that does not lead to RIP. */
 bool pg_could_have_called(const struct pg_walk *walk, uint64_t word);
 
+/* Is what a step has come to a caller of the code at RIP? exact: or was that interrupted? */
+bool pg_is_proven(const struct pg_walk *walk, const struct pg_machine *next, bool exact);
+
 enum pg_by_code {
 	PG_BY_CODE_NOT,
 	PG_BY_CODE_STEP,

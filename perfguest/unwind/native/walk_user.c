@@ -99,7 +99,7 @@ static enum pg_end find_new_rule(const struct pg_walk *walk, uint64_t address, s
 	if (mapping->binary < 0)
 		return PG_END_NO_TABLE;
 	binary = walk->unwinder->binaries[mapping->binary];
-	if (binary->broken)
+	if (binary->broken && !(binary->broken == PG_END_PAGES && binary->kept))
 		return binary->broken;
 	offset = address - mapping->start + mapping->offset;
 	segment = pg_text_segment(binary, offset);
@@ -108,7 +108,7 @@ static enum pg_end find_new_rule(const struct pg_walk *walk, uint64_t address, s
 	vaddr = offset - segment->offset + segment->vaddr;
 	cached = pg_user_rule(walk->unwinder, (uint32_t)mapping->binary, vaddr);
 	place->rule = &cached->rule;
-	place->source.file = &binary->file;
+	place->source.file = cached->rule.kept ? &binary->kept->file : &binary->file;
 	place->source.bias = address - vaddr;
 	pg_keep_site(&walk->unwinder->cache, (uint32_t)walk->sample->space, address, cached,
 		     &place->source);
@@ -123,6 +123,24 @@ static enum pg_end find_rule(const struct pg_walk *walk, uint64_t address, struc
 	place->rule = pg_find_site(&walk->unwinder->cache, (uint32_t)walk->sample->space, address,
 				   &place->source);
 	return place->rule ? pg_rule_end(place->rule) : find_new_rule(walk, address, place);
+}
+
+/*
+ * By a rule that is not the guest's own word: what it leads to must be proven
+ * by what is.
+ */
+static bool step_by_kept(struct pg_walk *walk, const struct place *place, bool *exact)
+{
+	struct pg_machine next = walk->machine;
+	bool exact_next = place->rule->exact;
+	uint16_t cs;
+
+	if (pg_step(&next, place->rule, &place->source, &cs) ||
+	    !pg_is_proven(walk, &next, exact_next))
+		return false;
+	walk->machine = next;
+	*exact = exact_next;
+	return true;
 }
 
 /*
@@ -199,14 +217,16 @@ enum pg_end pg_walk_user(struct pg_walk *walk)
 			end = find_leaf_rule(walk, m->regs[PG_RIP], &place);
 		else
 			end = find_rule(walk, m->regs[PG_RIP] - !exact, &place);
-		if (!end) {
+		if (!end && !place.rule->kept) {
 			end = pg_step(m, place.rule, &place.source, &cs);
 			exact = place.rule->exact;
 			how = PG_HOW_CFI;
+		} else if (!end && step_by_kept(walk, &place, &exact)) {
+			how = PG_HOW_KEPT;
 		} else if (is_outermost(walk, end, how)) {
 			return PG_END_START;
 		} else {
-			end = step_without_rule(walk, end, leaf, &exact, &how);
+			end = step_without_rule(walk, end ? end : PG_END_PAGES, leaf, &exact, &how);
 		}
 		/* A leaf that has taken its return address off the stack (vfork) has no frame. */
 		if (!end && !(leaf && m->regs[PG_RSP] == sp))
