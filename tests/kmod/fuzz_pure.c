@@ -6,12 +6,8 @@
  * that every walk ends. With -DPG_LIBFUZZER it is a target for libFuzzer,
  * else a program: fuzz_pure SEED ROUNDS.
  */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "frames.h"
+#include "fuzzing.h"
 #include "gs_scan.h"
 #include "perfguest_abi.h"
 #include "stacks.h"
@@ -20,38 +16,11 @@
 #define MAX_READS	5
 #define DEPTH		32
 
-struct input {
-	const uint8_t *bytes;
-	size_t size;
+struct guest {
+	struct input in;
 	bool flat;
 	__u64 reads;
 };
-
-static void expect(int good, const char *what)
-{
-	if (good)
-		return;
-	fprintf(stderr, "fuzz_pure: %s\n", what);
-	abort();
-}
-
-static void take(struct input *in, void *to, size_t size)
-{
-	size_t got = size < in->size ? size : in->size;
-
-	memset(to, 0, size);
-	memcpy(to, in->bytes, got);
-	in->bytes += got;
-	in->size -= got;
-}
-
-static __u64 take64(struct input *in)
-{
-	__u64 value;
-
-	take(in, &value, sizeof(value));
-	return value;
-}
 
 /*
  * All of guest memory repeats what is left of the input; if flat, but for
@@ -59,31 +28,31 @@ static __u64 take64(struct input *in)
  */
 static int read_phys(void *ctx, __u64 gpa, void *buf, __u32 len)
 {
-	struct input *in = ctx;
+	struct guest *guest = ctx;
 	__u32 i;
 
-	in->reads++;
+	guest->reads++;
 	expect(len && len <= PG_PAGE_SIZE - gpa % PG_PAGE_SIZE, "a read crosses a page");
-	if (!in->size || gpa % 61 == 60)
+	if (!guest->in.size || gpa % 61 == 60)
 		return PG_END_NO_SLOT;
-	if (in->flat && gpa < 0x2000 && len == 8) {
+	if (guest->flat && gpa < 0x2000 && len == 8) {
 		*(__u64 *)buf = gpa < 0x1000 ? 0x1003 : 0x40000083;
 		return 0;
 	}
 	for (i = 0; i < len; i++)
-		((uint8_t *)buf)[i] = in->bytes[(gpa + i) % in->size];
+		((uint8_t *)buf)[i] = guest->in.bytes[(gpa + i) % guest->in.size];
 	return 0;
 }
 
-static void fuzz_stacks(struct input *in, struct pg_virt *virt, __u64 sp)
+static void fuzz_stacks(struct guest *guest, struct pg_virt *virt, __u64 sp)
 {
 	struct pg_stacks_in given;
 	struct pg_stacks out;
 	__u64 regs[PG_NR_REGS];
 	__u32 i;
 
-	take(in, regs, sizeof(regs));
-	take(in, &given, sizeof(given));
+	take(&guest->in, regs, sizeof(regs));
+	take(&guest->in, &given, sizeof(given));
 	given.regs = regs;
 	if (given.tss & 1)
 		given.lstar = given.ip - (given.lstar & 255);
@@ -91,9 +60,9 @@ static void fuzz_stacks(struct input *in, struct pg_virt *virt, __u64 sp)
 		regs[PG_RSP] = sp;
 	if (given.tss & 4)
 		regs[PG_RSP] = 0xfffffe0000000000ULL | (sp & 0xffffff);
-	in->reads = 0;
+	guest->reads = 0;
 	pg_find_stacks(virt, &given, &out);
-	expect(in->reads <= 32 * (MAX_READS + 1), "too many reads for stacks");
+	expect(guest->reads <= 32 * (MAX_READS + 1), "too many reads for stacks");
 	expect(out.nr <= PG_MAX_STACKS, "too many stacks");
 	for (i = 0; i < out.nr; i++)
 		expect(out.stack[i].top - out.stack[i].sp - 1 < 16384, "a stack too large");
@@ -102,9 +71,9 @@ static void fuzz_stacks(struct input *in, struct pg_virt *virt, __u64 sp)
 	pg_find_user_regs(virt, sp, given.tss & 8 ? regs : NULL, &out.user);
 }
 
-static void fuzz_memory(struct input *in)
+static void fuzz_memory(struct guest *guest)
 {
-	struct pg_phys phys = { .read = read_phys, .ctx = in };
+	struct pg_phys phys = { .read = read_phys, .ctx = guest };
 	struct pg_user_regs user;
 	struct pg_paging paging;
 	struct pg_frames_in frames;
@@ -115,31 +84,31 @@ static void fuzz_memory(struct input *in)
 	__u32 count, len;
 	int end;
 
-	take(in, &flags, sizeof(flags));
-	take(in, &paging, sizeof(paging));
+	take(&guest->in, &flags, sizeof(flags));
+	take(&guest->in, &paging, sizeof(paging));
 	if (flags & 1)
 		paging.cr0 |= 1ULL << 31;
 	if (flags & 2)
 		paging.efer |= 1ULL << 10;
-	gva = take64(in);
-	in->flat = flags & 256;
-	if (in->flat)
+	gva = take64(&guest->in);
+	guest->flat = flags & 256;
+	if (guest->flat)
 		paging = (struct pg_paging){ .cr0 = 1ULL << 31, .efer = 1ULL << 10 };
 	if (flags & 4)
 		gva = (__u64)((__s64)(gva << 16) >> 16);
 
 	if (!pg_translate(&paging, &phys, gva, &gpa, &page_size))
 		expect((gva ^ gpa) % page_size == 0, "the offset in a page changed");
-	expect(in->reads <= MAX_READS, "too many reads for one translation");
+	expect(guest->reads <= MAX_READS, "too many reads for one translation");
 
 	pg_virt_init(&virt, &paging, &phys);
-	len = (__u32)take64(in) % (3 * MEMORY);
+	len = (__u32)take64(&guest->in) % (3 * MEMORY);
 	buffer = malloc(len);
 	count = pg_read_virt_some(&virt, gva, buffer, len, &end);
 	expect(count <= len && (count == len) == !end, "a read's result is wrong");
 	free(buffer);
 
-	take(in, &frames, sizeof(frames));
+	take(&guest->in, &frames, sizeof(frames));
 	frames.code64 = flags & 8;
 	frames.kernel = flags & 16;
 	frames.user = flags & 32 ? &user : NULL;
@@ -147,14 +116,14 @@ static void fuzz_memory(struct input *in)
 		frames.sp = gva;
 	if (flags & 128)
 		frames.bp = (frames.sp & ~7ULL) + (flags & 512 ? 65 : 64);
-	in->reads = 0;
+	guest->reads = 0;
 	count = (flags >> 10) % (DEPTH + 1);
 	entries = malloc(count * sizeof(*entries));
 	expect(pg_frames_walk(&virt, &frames, entries, count, &end) <= count, "too many entries");
 	expect(end != PG_END_NONE, "a chain without an end");
-	expect(in->reads <= (DEPTH + 2) * 4 * (MAX_READS + 1), "too many reads for one chain");
+	expect(guest->reads <= (DEPTH + 2) * 4 * (MAX_READS + 1), "too many reads for one chain");
 	free(entries);
-	fuzz_stacks(in, &virt, frames.sp);
+	fuzz_stacks(guest, &virt, frames.sp);
 }
 
 static void fuzz_code(struct input *in)
@@ -171,8 +140,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
-	struct input memory = { .bytes = bytes, .size = size };
-	struct input code = memory;
+	struct guest memory = { .in = { bytes, size } };
+	struct input code = memory.in;
 
 	fuzz_memory(&memory);
 	fuzz_code(&code);
@@ -180,15 +149,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 }
 
 #ifndef PG_LIBFUZZER
-static __u64 random_state;
-
-static __u64 random64(void)
-{
-	random_state ^= random_state << 13;
-	random_state ^= random_state >> 7;
-	random_state ^= random_state << 17;
-	return random_state;
-}
+static uint64_t random_state;
 
 /* Values at the borders, of which chance would make few. */
 static __u64 interesting(void)
@@ -202,7 +163,7 @@ static __u64 interesting(void)
 		0x0ff3fa1e0ff3ULL, 0x00000000058b4865ULL, 0x0000082444894800ULL,
 	};
 
-	return values[random64() % (sizeof(values) / sizeof(values[0]))];
+	return values[random64(&random_state) % (sizeof(values) / sizeof(values[0]))];
 }
 
 /* What stands in saved registers from the instruction pointer on. */
@@ -215,7 +176,7 @@ static void put_saved_regs(__u64 *at)
 		{ 0, 0, 0, 0, 0 },
 	};
 
-	memcpy(at, saved[random64() % 4], sizeof(saved[0]));
+	memcpy(at, saved[random64(&random_state) % 4], sizeof(saved[0]));
 }
 
 int main(int argc, char **argv)
@@ -226,14 +187,14 @@ int main(int argc, char **argv)
 	random_state = strtoull(argv[1], NULL, 0) | 1;
 	rounds = strtol(argv[2], NULL, 0);
 	for (i = 0; i < rounds; i++) {
-		size_t words = 1 + random64() % 96, word;
-		size_t size = words * 8 - random64() % 8;
+		size_t words = 1 + random64(&random_state) % 96, word;
+		size_t size = words * 8 - random64(&random_state) % 8;
 		__u64 *bytes = malloc(words * 8);
 
 		for (word = 0; word < words; word++)
-			bytes[word] = random64() & 1 ? interesting() : random64() >> random64() % 64;
+			bytes[word] = random64(&random_state) & 1 ? interesting() : random64(&random_state) >> random64(&random_state) % 64;
 		for (word = 0; word + 5 <= words; word += 5)
-			if (!(random64() % 4))
+			if (!(random64(&random_state) % 4))
 				put_saved_regs(bytes + word);
 		LLVMFuzzerTestOneInput((uint8_t *)bytes, size);
 		free(bytes);

@@ -16,8 +16,9 @@ PURE = sorted(path for path in NATIVE.glob("*.c") if not path.name.startswith("p
 @pytest.fixture(scope="module")
 def fuzz_unwind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("fuzz") / "fuzz_unwind"
-    sources = [*PURE, Path(__file__).parent / "fuzz_unwind.c"]
-    subprocess.run(["gcc", *WARNINGS, *SANITIZERS, "-g", "-O1", f"-I{NATIVE}", "-o", program, *sources], check=True)
+    here = Path(__file__).parent
+    sources = [*PURE, here / "fuzz_unwind.c", here / "fuzz_file.c"]
+    subprocess.run(["gcc", *WARNINGS, *SANITIZERS, "-g", "-O1", f"-I{NATIVE}", f"-I{here.parent}", "-o", program, *sources], check=True)
     return program
 
 
