@@ -165,8 +165,9 @@ def check_parts(moments: Moments, process: guest_pb2.Process) -> None:
     shown = {part for path in [*paths_of(process), process.cgroup] for part in path.split(b"/")}
     # At the second moment something else may be where a file's structures were at the first: then that has this name.
     for part in shown - parts - {b"<unreadable>", b"<too_long>"}:
-        name = b"\0" + part.removesuffix(b" (deleted)") + b"\0"
-        assert any(name in memory.read(slot.gpa, slot.size) for memory in moments.both for slot in memory.slots), part
+        # In a struct dentry the name stands behind a pointer of the kernel's, or NULL.
+        names = [before + part.removesuffix(b" (deleted)") + b"\0" for before in (b"\0", b"\xff")]
+        assert any(name in memory.read(slot.gpa, slot.size) for name in names for memory in moments.both for slot in memory.slots), part
     assert process.comm in {state.comm for state in states}
     assert process.command in {state.command for state in states} | {b""}
     # Where a map's page was at the first moment, something else may be at the second: that has other lines.
