@@ -51,6 +51,13 @@ def test_the_labs_files_travel_inside(installed: Path) -> None:
     assert {path.name for path in (installed / "perfguest" / "lab_guest").iterdir()} >= {"workload.c", "truth.json", "guest_init.sh", "host_init.sh"}
 
 
+def test_the_flame_graphs_page_travels_inside(installed: Path) -> None:
+    """All that the checkout has of it."""
+    page = Path("perfguest", "writers", "flamegraph_page")
+    names = {path.name for path in (installed / page).iterdir()}
+    assert names == {path.name for path in (REPOSITORY / page).iterdir()} > {"page.html"}
+
+
 def test_the_unwinder_is_built(installed: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from perfguest.unwind import _native; print(_native.__file__, _native.Unwinder().add_binary(0, []))"]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True, check=True)

@@ -27,6 +27,7 @@ from perfguest.writers.text import escape
 _FORMATS = {
     "script": ("perf_script", "-"),
     "pprof": ("pprof", "guest.pb.gz"),
+    "flamegraph": ("flamegraph", "guest.html"),
     "chrome": ("chrome_trace", "guest.trace.json"),
     "folded": ("folded", "-"),
 }
@@ -41,6 +42,7 @@ def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], clic
 @click.argument("recording", type=click.Path(path_type=Path), default="perfguest.data")
 @_format_option("script", "Text as `perf script` prints it, for FlameGraph, speedscope, Firefox Profiler, Perfetto [default].")
 @_format_option("pprof", "pprof's profile.proto, gzipped, for `go tool pprof`.")
+@_format_option("flamegraph", "A flame graph as one HTML page, for any browser.")
 @_format_option("chrome", "Chrome trace JSON: a track for each vCPU, guest thread, and host CPU, for Perfetto.")
 @_format_option("folded", "Folded stacks: a line for each stack, with its number of samples.")
 @click.option(
@@ -48,7 +50,7 @@ def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], clic
     "--output",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Where to write; - is standard output. [default: - or guest.pb.gz or guest.trace.json]",
+    help="Where to write; - is standard output. [default: - or guest.pb.gz, guest.html, guest.trace.json]",
 )
 @click.option("--guestkallsyms", multiple=True, metavar="FILE", help=f"Copy of the guest's /proc/kallsyms. {_FILE_HELP}")
 @click.option("--guestvmlinux", multiple=True, metavar="FILE", help=f"The guest's vmlinuz, vmlinux or System.map. {_FILE_HELP}")
@@ -115,6 +117,7 @@ def convert(
 
     \b
     Examples:
+        perfguest convert --flamegraph
         perfguest convert --pprof
         perfguest convert --chrome --guest-comm nginx
         perfguest convert --script --guestkallsyms web1=web1.kallsyms | stackcollapse-perf.pl | flamegraph.pl >guest.svg

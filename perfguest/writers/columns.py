@@ -13,6 +13,7 @@ from perfguest.profile import Frames, Mode, Profile
 from perfguest.writers.text import escape
 
 Indices = npt.NDArray[np.intp]
+_CLOCKS = ("cpu-clock", "task-clock")
 
 
 def unique_rows(*columns: npt.NDArray[np.integer[Any]]) -> tuple[Indices, Indices]:
@@ -32,6 +33,11 @@ def unique_rows(*columns: npt.NDArray[np.integer[Any]]) -> tuple[Indices, Indice
 def blocks(length: int, size: int) -> Iterator[slice]:
     """Slices of at most ``size`` that cover ``length``, so that what is made of them stays small."""
     return (slice(begin, min(begin + size, length)) for begin in range(0, length, size))
+
+
+def is_clock(event: str) -> bool:
+    """Whether the event's periods are nanoseconds of CPU time."""
+    return event.split(":", maxsplit=1)[0] in _CLOCKS
 
 
 def has_symbol(profile: Profile) -> list[bool]:

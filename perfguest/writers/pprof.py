@@ -16,12 +16,10 @@ import numpy as np
 
 from perfguest.profile import I32, I64, U8, Mode, Profile, Samples
 from perfguest.proto import profile_pb2 as pb
-from perfguest.writers.columns import Indices, blocks, has_symbol, unique_rows
+from perfguest.writers.columns import Indices, blocks, has_symbol, is_clock, unique_rows
 from perfguest.writers.text import escape
 
 _BLOCK = 4096
-#: Events whose period is in nanoseconds of CPU time.
-_CLOCKS = ("cpu-clock", "task-clock")
 
 
 @dataclass
@@ -82,7 +80,7 @@ def _nanoseconds(seconds: float) -> int:
 
 def _value_types(events: list[str]) -> list[tuple[str, str]]:
     """Name and unit of what each event counts."""
-    clocks = [event for event in events if event.split(":")[0] in _CLOCKS]
+    clocks = [event for event in events if is_clock(event)]
     return [("cpu" if len(clocks) == 1 else event, "nanoseconds") if event in clocks else (event, "count") for event in events]
 
 

@@ -15,6 +15,7 @@ import pytest
 from perfguest.formats.recording import FORMAT_VERSION, RecordingPaths, write_recording
 from perfguest.proto import profile_pb2
 from perfguest.proto import recording_pb2 as pb
+from tests.writers.flamegraph_pages import Page
 
 STREAM = Path(__file__).parents[1] / "formats" / "data" / "lab.stream.xz"
 
@@ -61,6 +62,9 @@ def test_formats_have_all_samples(recording: Path) -> None:
     assert sum(sample.value[0] for sample in profile.sample) == number
     assert convert(recording, "--chrome").returncode == 0
     assert json.loads((recording.parent / "guest.trace.json").read_text())["traceEvents"]
+    assert convert(recording, "--flamegraph").returncode == 0
+    page = Page((recording.parent / "guest.html").read_bytes())
+    assert sum(page.stacks(0).values()) == number
 
 
 def test_script_is_what_convert_writes_unless_told(recording: Path) -> None:

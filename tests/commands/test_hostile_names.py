@@ -23,6 +23,7 @@ from perfguest.formats.recording import FORMAT_VERSION, RecordingPaths, write_re
 from perfguest.proto import guest_pb2, profile_pb2
 from perfguest.proto import recording_pb2 as pb
 from tests.snapshots import events, stamp_tasks
+from tests.writers.flamegraph_pages import Browser, Page
 
 DATA = Path(__file__).parent / "data"
 LSTAR, OFFSET, VM_PID = 0xFFFFFFFF8FC00080, 0xE000000, 135
@@ -198,6 +199,25 @@ def test_chrome_is_json_of_safe_text(recording: Path, tmp_path: Path) -> None:
     texts = list(_texts(json.loads(data.decode())))
     assert all(text.isprintable() and len(text) < _MAX_LINE for text in texts)
     assert any("owned" in text for text in texts)
+
+
+def test_flame_graph_opens(recording: Path, tmp_path: Path) -> None:
+    """In each frame's words, too, when they are looked at one by one."""
+    convert(recording, "--flamegraph", "-o", str(tmp_path / "guest.html"))
+    page = Page((tmp_path / "guest.html").read_bytes())
+    assert not set(page.block.text) & set("<>&")
+    assert all(text.isprintable() and len(text) < _MAX_LINE for text in _texts(page.data))
+    browser = Browser(page)
+    assert not browser.error
+    for expression in ("owned", "semi;colon", r"new\\x0aline"):
+        browser.type("search", expression)
+        assert float(browser.text("matched").partition("%")[0]) > 0
+    browser.key("Home", on_graph=True)
+    depth = 0
+    while browser.text("stack").count("\n") >= depth - 1:
+        browser.key("ArrowUp", on_graph=True)
+        depth += 1
+    assert depth > 4 and browser.text("stack").replace("\n", "").isprintable()
 
 
 def _texts(value: Any) -> Iterator[str]:
