@@ -29,12 +29,13 @@ help:
 demo: module native
 	mkdir -p demo
 	cd demo && $(PERFGUEST) lab -- ../tools/demo-inside.sh $(PERFGUEST)
-	cd demo && for form in pprof chrome "folded -o guest.folded" "script -o guest.script"; do \
+	cd demo && for form in flamegraph pprof chrome "folded -o guest.folded" "script -o guest.script"; do \
 		$(PERFGUEST) convert -q --$$form || exit; done
 	cd demo && go tool pprof -top -nodecount=40 guest.pb.gz
 	@echo
-	@echo "In demo/: perfguest.data (the recording), guest.pb.gz (go tool pprof -http=: demo/guest.pb.gz),"
-	@echo "guest.trace.json (ui.perfetto.dev), guest.folded and guest.script (flame graphs)."
+	@echo "The flame graph: open demo/guest.html in a browser."
+	@echo "Beside it: perfguest.data (the recording), guest.pb.gz (go tool pprof -http=: demo/guest.pb.gz),"
+	@echo "guest.trace.json (ui.perfetto.dev), guest.folded and guest.script (speedscope, flamegraph.pl)."
 
 # Guests of the oldest kernel, of 6.1 and of the newest, which are fetched at first use. Stacks and the lab by themselves: until a run's end its guests compute.
 test: lint

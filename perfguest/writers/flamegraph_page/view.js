@@ -151,6 +151,7 @@ class View {
         } else {
             context.fillRect(x, y, seen, ROW - 1);
         }
+        context.globalAlpha = Math.max(context.globalAlpha, 0.7);
         this.drawName(tree.nameOf(node), x, y, seen);
         context.globalAlpha = 1;
         if (node === this.selected) {
