@@ -200,9 +200,15 @@ def test_high_graphs_scroll() -> None:
     assert browser.text("name") == letters[-1]
     browser.key("Home", on_graph=True)
     assert browser.frame("all").y == HEIGHT - ROW
-    # Roots stay where they are when the window becomes smaller.
-    browser.engine.eval("ids.graph.clientHeight = 300; observers.forEach((told) => told())")
-    assert browser.frame("all").y == 300 - ROW
+    # Roots stay where they are when the window changes, and so does what was scrolled to.
+    for height in (300, 900):
+        browser.engine.eval(f"ids.graph.clientHeight = {height}; observers.forEach((told) => told())")
+        assert browser.frame("all").y == height - ROW
+    browser.engine.eval("ids.graph.scrollTop -= 2 * 18")
+    browser.fire("graph", "scroll")
+    bottom = max(browser.frames(), key=lambda frame: frame.y)
+    browser.engine.eval("ids.graph.clientHeight = 600; observers.forEach((told) => told())")
+    assert max(browser.frames(), key=lambda frame: frame.y).name == bottom.name == letters[0]
 
 
 def test_measures_are_samples_and_periods_of_each_event() -> None:

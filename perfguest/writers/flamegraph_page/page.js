@@ -120,16 +120,7 @@ class Page {
             this.hover(-1);
             this.view.redraw();
         });
-        new ResizeObserver(() => this.onResize()).observe(element("graph"));
-    }
-
-    // Roots at the bottom stay there when the window's height changes.
-    onResize() {
-        const graph = element("graph");
-        const hidden = this.view.icicle ? 0 : this.view.wholeHeight() - this.view.height - graph.scrollTop;
-        this.view.fit();
-        graph.scrollTop = this.view.icicle ? graph.scrollTop : this.view.wholeHeight() - this.view.height - hidden;
-        this.view.redraw();
+        new ResizeObserver(() => this.view.redraw()).observe(element("graph"));
     }
 
     zoom(node) {

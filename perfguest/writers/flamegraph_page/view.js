@@ -40,6 +40,8 @@ class View {
         this.matched = null;
         this.icicle = false;
         this.waiting = false;
+        // How far the window over the graph is from the graph's lower end.
+        this.fromEnd = 0;
         this.recolour();
     }
 
@@ -62,8 +64,14 @@ class View {
     fit() {
         const [graph, ratio] = [element("graph"), globalThis.devicePixelRatio || 1];
         element("room").style.height = `${Math.max(this.tree.rows * ROW, graph.clientHeight)}px`;
-        this.width = graph.clientWidth;
-        this.height = graph.clientHeight;
+        const isResized = this.height !== graph.clientHeight;
+        [this.width, this.height] = [graph.clientWidth, graph.clientHeight];
+        const end = this.wholeHeight() - this.height;
+        // Roots at the bottom stay where they are.
+        if (isResized && !this.icicle) {
+            graph.scrollTop = end - this.fromEnd;
+        }
+        this.fromEnd = end - graph.scrollTop;
         const [width, height] = [Math.round(this.width * ratio), Math.round(this.height * ratio)];
         if (this.canvas.width !== width || this.canvas.height !== height) {
             [this.canvas.width, this.canvas.height] = [width, height];
@@ -136,7 +144,7 @@ class View {
 
     drawFrame(node, x, width, isBelowZoom) {
         const y = this.top(this.tree.depth[node]);
-        if (y < -ROW || y > this.height) {
+        if (y <= -ROW || y >= this.height) {
             return;
         }
         const { context, tree, colours } = this;
