@@ -69,7 +69,7 @@ class Element {
     }
     // Of the scrolled window over the graph: no farther than what is in it is high.
     get scrollTop() {
-        return Math.max(0, Math.min(this.top, parseFloat(document.getElementById("room").style.height) - this.clientHeight));
+        return this.id !== "graph" ? this.top : Math.max(0, Math.min(this.top, parseFloat(document.getElementById("room").style.height) - this.clientHeight));
     }
     set scrollTop(top) {
         this.top = top;

@@ -120,7 +120,7 @@ class Page {
             this.hover(-1);
             this.view.redraw();
         });
-        new ResizeObserver(() => this.view.redraw()).observe(element("graph"));
+        new ResizeObserver(() => this.view.draw()).observe(element("graph"));
     }
 
     zoom(node) {
@@ -185,6 +185,7 @@ class Page {
         const path = node < ROOT ? [] : this.tree.pathTo(node).slice(1);
         element("stack").textContent = path.map((one) => this.line(one)).join("\n");
         element("stack").hidden = element("copy").hidden = !path.length;
+        element("stack").scrollTop = path.length * ROW;
         element("copy").textContent = "Copy stack";
         this.view.redraw();
     }
