@@ -120,7 +120,7 @@ def convert(
         perfguest convert --flamegraph
         perfguest convert --pprof
         perfguest convert --chrome --guest-comm nginx
-        perfguest convert --script --guestkallsyms web1=web1.kallsyms | stackcollapse-perf.pl | flamegraph.pl >guest.svg
+        perfguest convert --script --guestkallsyms web1=web1.kallsyms >guest.script
     """
     module, place = _FORMATS[form or "script"]
     if weight and form != "folded":
