@@ -53,8 +53,8 @@ def cli() -> None:
     On the KVM host, as root:
         perfguest record -- sleep 10
     Then, anywhere:
-        perfguest convert --pprof
-        go tool pprof -top guest.pb.gz
+        perfguest convert --flamegraph
+    and open guest.html in a browser.
     """
 
 

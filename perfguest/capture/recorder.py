@@ -288,7 +288,7 @@ class _Session:
         )
         if not self._problems:
             place = "" if self._settings.output == RecordSettings.output else f" {name}"
-            self._messages.result(f"next: perfguest convert{place} --pprof")
+            self._messages.result(f"next: perfguest convert{place} --flamegraph")
 
 
 class _Reserve:

@@ -71,7 +71,7 @@ def test_recording_is_whole(settings: RecordSettings, fake_host: FakeHost, out: 
     assert "-a" in recording.sampling.perf_command
     assert list(recording.sampling.command) == ["true"]
     assert result.lines[-2].endswith("1 VM, 20 guest stacks, 4 lost, perf.data 8 B")
-    assert result.lines[-1] == f"next: perfguest convert {out} --pprof"
+    assert result.lines[-1] == f"next: perfguest convert {out} --flamegraph"
 
 
 def test_module_samples_from_before_perf_until_after_it(settings: RecordSettings, fake_host: FakeHost) -> None:

@@ -121,6 +121,10 @@ def test_hovering_tells_of_the_frame(example: Browser) -> None:
     ]
     example.fire("canvas", "mousemove", offsetX=500, offsetY=3, clientX=500, clientY=3)
     assert example.get("ids.tip.hidden")
+    # Nor does it cover what keys select.
+    example.point("main")
+    example.key("Home", on_graph=True)
+    assert example.get("ids.tip.hidden")
 
 
 def test_search_tells_how_much_it_found(example: Browser) -> None:

@@ -279,6 +279,7 @@ class Page {
         if (event.key === "Enter" || !(tree.isWithin(next, view.zoomed) || tree.isWithin(view.zoomed, next))) {
             this.zoom(event.key === "Enter" ? next : tree.parent[next]);
         }
+        this.hover(-1);
         this.select(next);
         view.scrollTo(tree.depth[next]);
     }
