@@ -178,10 +178,13 @@ class Browser:
     def point(self, name: str) -> None:
         self.fire("canvas", "mousemove", **_middle(self.frame(name)))
 
-    def key(self, key: str, *, on_graph: bool = False, ctrl: bool = False) -> None:
+    def key(self, key: str, *, on_graph: bool = False, ctrl: bool = False) -> bool:
+        """Whether the page keeps the key from the browser."""
+        self.engine.eval("document.isPrevented = false")
         if on_graph:
             self.fire("canvas", "keydown", key=key, ctrlKey=ctrl)
         self.engine.eval(f"document.fire('keydown', {_event({'key': key, 'ctrlKey': ctrl})})")
+        return bool(self.get("document.isPrevented"))
 
     def type(self, identifier: str, text: str, kind: str = "input") -> None:
         self.engine.eval(f"ids[{json.dumps(identifier)}].value = {json.dumps(text)}")
@@ -189,7 +192,7 @@ class Browser:
 
 
 def _event(fields: dict[str, Any]) -> str:
-    return f"Object.assign({json.dumps(fields)}, {{ preventDefault() {{}} }})"
+    return f"Object.assign({json.dumps(fields)}, {{ preventDefault: () => (document.isPrevented = true) }})"
 
 
 def _middle(frame: Drawn) -> dict[str, float]:

@@ -127,6 +127,14 @@ def test_hovering_tells_of_the_frame(example: Browser) -> None:
     assert example.get("ids.tip.hidden")
 
 
+def test_there_is_no_frame_above_what_a_frame_has_itself() -> None:
+    browser = opened(of_stacks("ab", "a").build())
+    browser.point("b")
+    assert not browser.get("ids.tip.hidden")
+    browser.fire("canvas", "mousemove", offsetX=WIDTH * 3 / 4, offsetY=browser.frame("b").y + 5, clientX=0, clientY=0)
+    assert browser.get("ids.tip.hidden")
+
+
 def test_search_tells_how_much_it_found(example: Browser) -> None:
     example.type("search", "^SHA_|read$")
     assert example.text("matched") == "60.0% found, 6 samples"
@@ -160,8 +168,9 @@ def test_a_search_that_is_no_expression_is_told(example: Browser) -> None:
 def test_keys_lead_to_the_search_and_back(example: Browser) -> None:
     for key, ctrl in (("f", True), ("/", False)):
         example.engine.eval("document.activeElement = null")
-        example.key(key, ctrl=ctrl)
-        assert example.get("document.activeElement === ids.search")
+        assert example.key(key, ctrl=ctrl) and example.get("document.activeElement === ids.search")
+        # The second time it is the browser's own search, and a slash.
+        assert not example.key(key, ctrl=ctrl)
     example.type("search", "sha")
     example.click("web")
     example.key("Escape")
@@ -263,8 +272,24 @@ def test_narrow_frames_are_drawn_as_one() -> None:
     # The runs fill their rows: nothing has gone.
     top = [frame for frame in frames if frame.y == rows[3]]
     assert sum(frame.width for frame in top) == pytest.approx(WIDTH, abs=8)
+    # On what is drawn as one nothing stands that could be pointed at.
+    for row, is_hidden in ((4, False), (5, True)):
+        browser.fire("canvas", "mousemove", offsetX=500.5, offsetY=HEIGHT - row * ROW + 5, clientX=0, clientY=0)
+        assert browser.get("ids.tip.hidden") == is_hidden
     browser.point("CPU 3/KVM")
     assert f"{np.count_nonzero(profile.samples.vcpu == 3):,} samples" in browser.text("tip")
+
+
+def test_narrow_frames_are_drawn_on_both_sides_of_a_wide_one() -> None:
+    builder = ProfileBuilder()
+    for number in range(20):
+        builder.sample([user(f"a{number}")], comm="t", period=10).sample([user(f"z{number}")], comm="t", period=10)
+    browser = opened(builder.sample([user("middle")], comm="t", period=10_000).build())
+    browser.type("measure", "1", "change")
+    middle = browser.frame("middle")
+    left, right = sorted((frame.x, frame.width) for frame in browser.frames() if frame.y == middle.y and frame.name != "middle")
+    width = WIDTH * 200 / 10_400
+    assert left == pytest.approx((0, width)) and right == pytest.approx((WIDTH - width, width))
 
 
 def test_names_are_shortened_to_their_frames() -> None:

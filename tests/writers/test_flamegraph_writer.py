@@ -161,6 +161,9 @@ def test_stacks_are_those_of_folded_stacks(profile: Profile) -> None:
     page = page_of(profile)
     sums = [page.stacks(event) for event in range(len(page.data["events"]))]
     assert sum(sums, Counter()) == _folded(profile, "samples")
+    data = page.data
+    texts = [data["host"], *data["notes"], *data["names"], *data["modules"], *(event["name"] for event in data["events"])]
+    assert all(text.isprintable() for text in texts)
     assert page.raw.isascii() and _skeleton(page.root) == _skeleton(page_of(ProfileBuilder().build()).root)
 
 
