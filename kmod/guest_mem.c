@@ -49,7 +49,7 @@ static int pg_guest_mem_read(void *ctx, __u64 gpa, void *buf, __u32 len)
 	slot = pg_guest_mem_slot(mem, gpa_to_gfn(gpa));
 	if (!slot || slot->flags & KVM_MEMSLOT_INVALID)
 		return PG_END_NO_SLOT;
-	hva = __gfn_to_hva_memslot(slot, gpa_to_gfn(gpa)) + offset_in_page(gpa);
+	hva = pg_memslot_hva(slot, gpa_to_gfn(gpa)) + offset_in_page(gpa);
 	return pg_read_user_page(hva, buf, len) ? 0 : PG_END_NOT_RESIDENT;
 }
 

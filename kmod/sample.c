@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* Puts one sample together: registers, chains, copies of stacks. */
-#include <linux/align.h>
+#include <linux/kernel.h>
 #include <linux/kvm_host.h>
 #include <linux/percpu.h>
 #include <linux/sched/clock.h>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* The guest's running task, read at the moment of the sample. */
+#include <linux/errno.h>
 #include <linux/kernel.h>
 #include <linux/string.h>
 

@@ -182,5 +182,5 @@ void pg_trigger_init(void)
 	int cpu;
 
 	for_each_possible_cpu(cpu)
-		per_cpu_ptr(&pg_pending, cpu)->work = IRQ_WORK_INIT_HARD(pg_take_pending);
+		pg_init_hard_irq_work(&per_cpu_ptr(&pg_pending, cpu)->work, pg_take_pending);
 }

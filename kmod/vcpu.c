@@ -155,12 +155,12 @@ struct kvm_vcpu *pg_vcpu_interrupted(void)
 {
 	struct kvm_vcpu *vcpu = pg_vcpu_current();
 
-	return vcpu && pg_vcpu_handling_intr(vcpu) ? vcpu : NULL;
+	return vcpu && pg_vcpu_handling_intr(vcpu, pg_kvm.percpu) ? vcpu : NULL;
 }
 
 u64 pg_vcpu_ip(const struct kvm_vcpu *vcpu)
 {
-	if (vcpu->arch.guest_state_protected)
+	if (pg_vcpu_protected(vcpu))
 		return 0;
 	return pg_kvm.is_vmx ? pg_vmx_ip(vcpu) : pg_vcpu_rip(vcpu);
 }
@@ -175,7 +175,7 @@ void pg_vcpu_read(struct kvm_vcpu *vcpu, struct pg_vcpu_state *state)
 		state->flags |= PG_SAMPLE_SMM;
 	if (pg_vcpu_nested(vcpu))
 		state->flags |= PG_SAMPLE_NESTED;
-	if (vcpu->arch.guest_state_protected) {
+	if (pg_vcpu_protected(vcpu)) {
 		state->flags |= PG_SAMPLE_PROTECTED;
 		return;
 	}
@@ -256,7 +256,7 @@ int pg_vcpu_attach(enum pg_locator locator)
 	pg_attach_scan();
 	pg_cross_check();
 
-	if (!pg_kvm.available) {
+	if (!pg_kvm.available || (PG_NEEDS_CURRENT_VCPU && !pg_kvm.percpu)) {
 		pg_vcpu_detach();
 		return -ENODEV;
 	}

@@ -51,7 +51,7 @@ void pg_svm_read(struct kvm_vcpu *vcpu, struct pg_vcpu_state *state)
 	 * to date only after this interrupt. With shadow paging the VMCB's CR3 is
 	 * KVM's own, and arch.cr3 is right.
 	 */
-	if (vmcb->control.nested_ctl & SVM_NESTED_CTL_NP_ENABLE)
+	if (pg_vmcb_nested_paging(vmcb))
 		state->cr3 = vmcb->save.cr3;
 	state->rflags = vmcb->save.rflags;
 	state->gs_base = vmcb->save.gs.base;

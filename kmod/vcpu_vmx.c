@@ -36,16 +36,11 @@ static bool pg_vmread(unsigned long field, u64 *value)
 	return !failed;
 }
 
-static bool pg_vmx_cached(const struct kvm_vcpu *vcpu, enum kvm_reg reg)
-{
-	return test_bit(reg, (const unsigned long *)&vcpu->arch.regs_avail);
-}
-
 u64 pg_vmx_ip(const struct kvm_vcpu *vcpu)
 {
 	u64 ip;
 
-	if (!pg_vmx_cached(vcpu, VCPU_REGS_RIP) && pg_vmread(GUEST_RIP, &ip))
+	if (!pg_vcpu_reg_available(vcpu, PG_VCPU_REG_RIP) && pg_vmread(GUEST_RIP, &ip))
 		return ip;
 	return pg_vcpu_rip(vcpu);
 }
@@ -65,7 +60,7 @@ static void pg_vmx_read_cr3(struct kvm_vcpu *vcpu, struct pg_vcpu_state *state)
 {
 	u64 controls;
 
-	if (pg_vmx_cached(vcpu, VCPU_EXREG_CR3)) {
+	if (pg_vcpu_reg_available(vcpu, PG_VCPU_REG_CR3)) {
 		state->flags |= PG_SAMPLE_CR3;
 		return;
 	}
@@ -81,7 +76,7 @@ void pg_vmx_read(struct kvm_vcpu *vcpu, struct pg_vcpu_state *state)
 	const u64 syscall = EFER_LMA | EFER_SCE;
 	u64 cs, ss;
 
-	if (!pg_vmx_cached(vcpu, VCPU_REGS_RSP) &&
+	if (!pg_vcpu_reg_available(vcpu, VCPU_REGS_RSP) &&
 	    !pg_vmread(GUEST_RSP, &state->regs[PG_RSP]))
 		return;
 	if (!pg_vmread(GUEST_RFLAGS, &state->rflags) ||
