@@ -368,6 +368,7 @@ static int pg_stats_show(struct seq_file *seq, void *unused)
 	mutex_lock(&pg_session_lock);
 	seq_printf(seq, "enabled %d\n", pg_enabled);
 	seq_printf(seq, "trigger %s\n", pg_trigger_name(pg_settings.trigger));
+	seq_printf(seq, "function %s\n", pg_trigger_function());
 	pg_vcpu_show_stats(seq);
 	seq_printf(seq, "vms %u\n", pg_vms_count());
 	seq_printf(seq, "missed %llu\n", pg_trigger_missed());

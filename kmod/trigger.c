@@ -138,6 +138,8 @@ static int pg_probe_start(void)
 		};
 		ret = register_kprobe(&pg_probe);
 	}
+	if (ret)
+		pg_probe.symbol_name = NULL;
 	return ret;
 }
 
@@ -175,6 +177,11 @@ void pg_trigger_stop(enum pg_trigger trigger)
 u64 pg_trigger_missed(void)
 {
 	return pg_missed;
+}
+
+const char *pg_trigger_function(void)
+{
+	return pg_probe.symbol_name ?: "none";
 }
 
 void pg_trigger_init(void)

@@ -15,6 +15,9 @@ void pg_trigger_stop(enum pg_trigger trigger);
 /* Hits of the probe that the kernel skipped in the session that was stopped last. */
 u64 pg_trigger_missed(void);
 
+/* Which function was probed last, "none" before. */
+const char *pg_trigger_function(void);
+
 /* Nanoseconds of the clock chosen, which is perf's; NMI-safe. */
 u64 pg_trigger_clock(void);
 
