@@ -59,6 +59,11 @@ class Apt:
         """All packages whose names begin so."""
         return self._run("apt-cache", "pkgnames", prefix).split()
 
+    def depends(self, package: str) -> list[str]:
+        """What the package depends on, the first of alternatives."""
+        told = self._run("apt-cache", "--important", "--no-pre-depends", "depends", package)
+        return re.findall(r"^ [ |]Depends: (\S+)$", told, re.MULTILINE)
+
     def download(self, packages: Sequence[str], directory: Path) -> list[Path]:
         """The packages' files, in ``directory``."""
         self._get("download", *packages, cwd=directory)
