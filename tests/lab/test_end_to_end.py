@@ -18,19 +18,16 @@ from elftools.elf.elffile import ELFFile
 
 from perfguest.capture.debugfs import LOST_REASONS, parse_stats
 from perfguest.convert import ConvertOptions, load_profile
-from perfguest.formats.guest_stream import GuestStream, read_guest_stream
+from perfguest.formats.guest_stream import read_guest_stream
 from perfguest.formats.perf_data import read_perf_data
 from perfguest.formats.recording import RecordingPaths, read_recording
-from perfguest.merge import Side, pair
 from perfguest.profile import Mode, Profile
 from perfguest.symbols.guest import GuestSymbolOptions
 from tests.lab.conftest import Host
 from tests.lab.names import entry_code, frames_of, kernel_functions, program_functions
+from tests.lab.recordings import Truth, chains_of_truth, known_from, pairing_of, stream_of, troubles, user_chain
 
 pytestmark = pytest.mark.lab
-
-# Not "NMI handler took too long": that is wall time, in which the emulator may not have run at all.
-TROUBLE = re.compile(r"\bBUG\b|WARNING:|\bOops\b|soft lockup|hard LOCKUP|general protection fault|detected stall")
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,6 @@ def unaided(host: Host, recorded: Recorded) -> Profile:
     return load_profile(host.work / "unaided")
 
 
-def stream_of(recording: Path) -> GuestStream:
-    return read_guest_stream(RecordingPaths(recording).guest_stream)
-
-
 def test_the_recording_is_whole_and_nothing_stays_behind(host: Host, recorded: Recorded) -> None:
     meta = read_recording(recorded.path)
     assert meta.complete and not meta.ended_by
@@ -83,20 +76,9 @@ def test_the_recording_is_whole_and_nothing_stays_behind(host: Host, recorded: R
 
 
 def test_every_guest_sample_has_its_record(recorded: Recorded) -> None:
-    perf = read_perf_data(RecordingPaths(recorded.path).perf_data)
-    stream = stream_of(recorded.path)
-    guest = np.flatnonzero(perf.samples.cpumode >= 4)
-    records = stream.samples
-    sides = (
-        Side(perf.samples.time[guest], perf.samples.cpu[guest], perf.samples.ip[guest]),
-        Side(records.column("time"), records.column("cpu", np.int32), records.column("ip", np.uint64)),
-    )
-    pairs = pair(*sides)
-    lost = sum(sum(counts) for counts in stream.lost.values())
-    print(f"{len(guest)} guest samples, {pairs.paired} paired, {lost} lost, distance in us {np.percentile(pairs.distance / 1000, [50, 99, 100])}")
-    assert len(guest) > 500
-    assert len(guest) - pairs.paired <= lost
-    assert pairs.paired >= 0.999 * len(guest)
+    pairing = pairing_of(recorded.path)
+    print(pairing)
+    pairing.check()
 
 
 def test_taken_is_written_and_lost(recorded: Recorded) -> None:
@@ -150,18 +132,13 @@ def test_nmis_take_records_in_the_guest(host: Host, recorded: Recorded) -> None:
 
 def test_truth(recorded: Recorded, profile: Profile) -> None:
     """The ground-truth program's samples carry the chains that it has, in its proportions."""
-    truth = json.loads(recorded.truth.read_text())
-    possible = {tuple(chain["frames"]): chain["share"][0] / chain["share"][1] for chain in truth["chains"]}
-    # Between its leaves, the program is in the functions that call them.
-    possible_parts = {chain[depth:] for chain in possible for depth in range(len(chain))}
-    functions = {function for chain in possible for function in chain} - {truth["root"]}
-    chains = Counter(chain for chain in truth_chains(profile, truth["root"]) if chain[0] in functions)
-    number, whole = sum(chains.values()), sum(count for chain, count in chains.items() if chain in possible_parts)
+    truth = Truth(recorded.truth)
+    chains = Counter(chain for chain in truth_chains(profile, truth.root) if chain[0] in truth.functions)
+    number, whole = sum(chains.values()), truth.possible(chains)
     print(f"{number} samples in the program, {whole} with a possible chain; {chains}")
     assert number > 200
     assert whole >= 0.99 * number
-    for chain, share in possible.items():
-        assert chains[chain] / number == pytest.approx(share, abs=4 * (share * (1 - share) / number) ** 0.5)
+    truth.check_shares(chains)
 
 
 def test_kernel_names_come_out_of_the_guests_memory(recorded: Recorded, unaided: Profile) -> None:
@@ -171,20 +148,16 @@ def test_kernel_names_come_out_of_the_guests_memory(recorded: Recorded, unaided:
 def test_threads_and_programs_come_out_of_the_guests_memory(recorded: Recorded, unaided: Profile) -> None:
     """From when the guest's kernel was known: each sample has its thread, and the truth program's functions their names."""
     samples = unaided.samples
-    guest = np.isin(samples.mode, [Mode.GUEST_KERNEL, Mode.GUEST_USER])
-    first = int(np.flatnonzero(guest & (samples.guest_tid >= 0))[0])
-    late = guest & (np.arange(len(guest)) >= first)
+    late = known_from(unaided)
     assert late.sum() > 200
     assert (samples.guest_tid[late] >= 0).mean() >= 0.99
     names = Counter(unaided.strings[comm] for comm in samples.guest_comm[late].tolist() if comm >= 0)
     assert {"pg-truth", "pg-syscalls"} <= set(names)
-    truth = json.loads(recorded.truth.read_text())
-    possible = {tuple(chain["frames"][depth:]) for chain in truth["chains"] for depth in range(len(chain["frames"]))}
-    mine = late & (samples.mode == Mode.GUEST_USER) & np.isin(samples.guest_comm, [unaided.strings.index("pg-truth")])
-    chains = Counter(user_chain(unaided, int(stack), truth["root"]) for stack in samples.stack[mine].tolist())
-    whole = sum(count for chain, count in chains.items() if chain in possible)
-    print(f"{mine.sum()} samples of the truth program with nothing given, {whole} whole and named: {chains.most_common(8)}")
-    assert mine.sum() > 100 and whole >= 0.99 * mine.sum()
+    truth = Truth(recorded.truth)
+    chains = chains_of_truth(unaided, late, truth.root)
+    number, whole = sum(chains.values()), truth.possible(chains)
+    print(f"{number} samples of the truth program with nothing given, {whole} whole and named: {chains.most_common(8)}")
+    assert number > 100 and whole >= 0.99 * number
 
 
 def test_samples_from_before_the_kernel_was_known_have_their_programs(unaided: Profile) -> None:
@@ -217,14 +190,6 @@ def test_functions_of_programs_are_named_as_nm_has_them(host: Host, unaided: Pro
     assert inside.sum() > 200
     assert not wrong
     assert right >= 0.99 * inside.sum()
-
-
-def user_chain(profile: Profile, stack: int, root: str) -> tuple[str, ...]:
-    """The guest user functions of a stack, from the leaf up to ``root``, or all that there are."""
-    frames = profile.stacks.of(stack)
-    frames = frames[profile.frames.mode[frames] == Mode.GUEST_USER]
-    names = [profile.strings[symbol] if symbol >= 0 else "?" for symbol in profile.frames.symbol[frames].tolist()]
-    return tuple(names[: names.index(root) + 1] if root in names else names)
 
 
 def truth_chains(profile: Profile, root: str) -> list[tuple[str, ...]]:
@@ -332,4 +297,4 @@ def test_a_killed_recorder_leaves_nothing_running(host: Host) -> None:
 def test_the_kernel_log_is_clean(host: Host) -> None:
     """The last test here: of everything that was done before."""
     log = host.lab.dmesg()
-    assert not [line for line in log.splitlines() if TROUBLE.search(line)], log
+    assert not troubles(log), log
