@@ -139,7 +139,7 @@ static inline bool pg_vcpu_nested(const struct kvm_vcpu *vcpu)
 #endif
 }
 
-/* Nested paging is on. The field and its bits have been renamed by 7.3. */
+/* Nested paging is on. The field and its bits have other names by 7.2. */
 static inline bool pg_vmcb_nested_paging(const struct vmcb *vmcb)
 {
 #ifdef SVM_MISC_ENABLE_NP

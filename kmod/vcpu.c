@@ -2,11 +2,13 @@
 /*
  * Which vCPU was running, and its registers.
  *
- * KVM has exported its accessor from 5.6 to 6.17 only, so there are several
- * ways to the vCPU, and none calls a function that is not exported to us. All
- * that are there are asked for each sample and must agree: the first that gives
- * a vCPU whose VM belongs to the current process is believed, a difference is
- * counted.
+ * KVM has exported its accessor from 5.6 on, and since 6.18 for its own modules:
+ * __symbol_get() still finds it. Its entry keeps its ENDBR there (it is not in
+ * kvm.ko's .ibt_endbr_seal in Debian's 6.12, 6.18 and 7.3), as that of a function
+ * that is not exported need not. So there are several ways to the vCPU, and none
+ * calls a function that is not exported. All that are there are asked for each
+ * sample and must agree: the first that gives a vCPU whose VM belongs to the
+ * current process is believed, a difference is counted.
  */
 #include <linux/kprobes.h>
 #include <linux/kvm_host.h>
