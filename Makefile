@@ -8,14 +8,15 @@ KERNEL ?= $(shell ls -v /boot/vmlinuz-*-amd64 2>/dev/null | tail -n 1 | sed 's,.
 RECORDING ?= demo/perfguest.data
 KDIR ?= /lib/modules/$(KERNEL)/build
 
-LAB_TESTS = $(PYTHON) -m pytest tests/lab --ignore=tests/lab/test_changing_guests.py
+LAB_TESTS = $(PYTHON) -m pytest tests/lab --ignore=tests/lab/test_changing_guests.py --ignore=tests/lab/test_other_hosts.py
 
-.PHONY: help demo test test-quick storm guests changing stacks bench lint native module proto clean
+.PHONY: help demo test test-quick storm hosts guests changing stacks bench lint native module proto clean
 help:
 	@echo "make demo        record and convert a guest in the lab; results in demo/"
 	@echo "make test        lint, types and all tests, the lab's too"
 	@echo "make test-quick  the same without the lab"
 	@echo "make storm       load, sample and unload the module five hundred times in the lab"
+	@echo "make hosts       the module on hosts of four kernels, in the lab, in a table; HOST_KERNELS=5.10:6.12 or VMLINUZ=BUILD_DIRECTORY:... for others"
 	@echo "make guests      what is read out of the memory of guests of five kernels, in a table; GUEST_KERNELS=VMLINUZ:VMLINUZ... for others"
 	@echo "make changing    VMs of several kernels that start, end and reboot within one recording, in the lab"
 	@echo "make stacks      whole stacks of guests of three kernels against known ones; GUEST_KERNELS=VMLINUZ:VMLINUZ... for others"
@@ -49,6 +50,10 @@ storm: native
 
 test-quick: lint
 	$(PYTHON) -m pytest -m "not lab"
+
+# Not part of `make test`: half an hour on two cores that have nothing else to do.
+hosts: native
+	PERFGUEST_HOST_KERNELS="$(HOST_KERNELS)" $(PYTHON) -m pytest -v -s tests/lab/test_other_hosts.py
 
 # Each image wants its modules beside it, as dpkg -x of a linux-image package leaves them.
 guests: native

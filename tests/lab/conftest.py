@@ -58,16 +58,21 @@ class BareHosts:
     def run(self, cpus: int, what: Callable[[Host], T]) -> T:
         """Gives what ``what`` gives in such a lab. A host that the emulator loses (docs/lab.md) is booted once more."""
         subprocess.run(["make", "module"], cwd=REPOSITORY, check=True)
-        for is_last in (False, True):
-            work = self.make_directory("bare")
-            with Lab(LabOptions(cwd=work, guests=0, cpus=cpus), report=print) as lab:
-                try:
-                    return what(Host(lab, work))
-                except LabError as error:
-                    if is_last or not _is_emulators(error):
-                        raise
-                    print(f"the emulator lost the host: once more\n{error}")
-        raise AssertionError
+        return run_in_lab(self.make_directory, lambda work: LabOptions(cwd=work, guests=0, cpus=cpus), what)
+
+
+def run_in_lab(make_directory: Callable[[str], Path], options: Callable[[Path], LabOptions], what: Callable[[Host], T]) -> T:
+    """Gives what ``what`` gives in a lab with these options, which are told its directory. If the emulator loses the host, all of it is done once more."""
+    for is_last in (False, True):
+        work = make_directory("lab")
+        with Lab(options(work), report=print) as lab:
+            try:
+                return what(Host(lab, work))
+            except LabError as error:
+                if is_last or not _is_emulators(error):
+                    raise
+                print(f"the emulator lost the host: once more\n{error}")
+    raise AssertionError
 
 
 def _is_emulators(error: LabError) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inside the lab: loads the module, samples, and unloads it again, many times, while perf samples all the time. Ends each round in another way.
 
-rounds.py NUMBER
+rounds.py NUMBER [BUILD_DIRECTORY_OF_THE_KERNEL]
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def one_round(number: int, built: Path) -> None:
     subprocess.run(["rmmod", "perfguest"], check=True)
 
 
-def main(rounds: int) -> None:
-    built = module.prepare(None, PATHS, print)
+def main(rounds: int, kdir: Path | None = None) -> None:
+    built = module.prepare(kdir, PATHS, print)
     assert built, "the module is loaded already"
     perf = subprocess.Popen(["perf", "record", "-e", "cpu-clock:GH", "-F", "900", "-a", "-g", "-o", "/tmp/rounds.data"], stderr=subprocess.DEVNULL)
     try:
@@ -58,4 +58,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *map(Path, sys.argv[2:]))
