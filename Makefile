@@ -92,4 +92,4 @@ proto:
 
 clean:
 	$(MAKE) -C kmod clean
-	rm -rf build perfguest/unwind/*.so demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build perfguest/*.so perfguest/unwind/*.so demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

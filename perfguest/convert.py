@@ -17,9 +17,9 @@ from perfguest.guest_stacks import GuestStacks, KernelSpaces, Unwinding, guest_s
 from perfguest.join import Joined, join
 from perfguest.naming import FrameNames
 from perfguest.profile import I32, I64, Mode, Profile, Samples, Stacks
-from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, RawStacks
+from perfguest.rows import distinct_rows
+from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, Callchains, NumberedStacks, RawStacks
 from perfguest.symbols.guest import GuestSymbolOptions, GuestSymbols, GuestVm
-from perfguest.symbols.guest_tasks import distinct
 from perfguest.symbols.host import HostSymbols
 
 _PROBLEMS_TOLD = 20
@@ -46,19 +46,18 @@ def load_profile(recording: Path, options: ConvertOptions | None = None) -> Prof
     guest = GuestSymbols.build(guest_vms(joined), options.guest, joined.snapshot, options.host_root)
     kernels = KernelSpaces.of(joined, guest)
     found = guest_stacks(joined, guest, kernels, options.unwinding)
-    unique = _unique_stacks(joined, host, found, kernels)
-    frames, number, row = stacks.unique_frames(unique.stacks.frames)
-    names = FrameNames(frames)
-    sample = unique.example[unique.stacks.owner[row]]
+    unique, of_sample, example = _unique_stacks(joined, host, found, kernels)
+    names = FrameNames(unique.frames)
+    sample = example[unique.holder]
     _name_host(names, host, joined.perf.samples.time[sample], joined.perf.samples.pid[sample])
     _name_guest(names, guest, joined, kernels)
     names.set_roots([vm.name for vm in joined.vms], _thread_names(joined), joined.tasks.comms)
-    samples = _samples(joined, unique.of_sample, names)
+    samples = _samples(joined, of_sample, names)
     return Profile(
         strings=list(names.strings),
         mappings=names.profile_mappings(),
         frames=names.frames(),
-        stacks=Stacks(unique.stacks.start, number),
+        stacks=Stacks(unique.start, unique.frame),
         samples=samples,
         events=[event.name for event in joined.perf.events],
         vms=joined.vms,
@@ -92,24 +91,18 @@ def _snapshot_notes(snapshot: GuestSnapshot | None) -> list[str]:
     return [*snapshot.notes, *problems[:_PROBLEMS_TOLD], *more]
 
 
-@dataclass(frozen=True)
-class _Stacks:
-    """The different stacks of all samples. ``of_sample``: int32, each one's among them. ``example``: int64, for each stack the first sample that has it."""
+def _unique_stacks(joined: Joined, host: HostSymbols, found: GuestStacks, kernels: KernelSpaces) -> tuple[NumberedStacks, I32, I64]:
+    """The different stacks of all samples; int32, for each sample which of them is its; int64, for each of the stacks that were numbered a sample that has it.
 
-    stacks: RawStacks
-    of_sample: I32
-    example: I64
-
-
-def _unique_stacks(joined: Joined, host: HostSymbols, found: GuestStacks, kernels: KernelSpaces) -> _Stacks:
-    """Of frames leaf first: the guest's kernel's and user's, its thread, or the host's; of threads of VMs then the thread and the VM."""
+    Of frames leaf first: the guest's kernel's and user's, its thread, or the host's; of threads of VMs then the thread and the VM.
+    """
     leaves, leaf = _leaves(joined, host, found, kernels)
     roots = [(mask, np.where(mask, number, 0), space) for mask, number, space in _roots(joined)]
     columns = [leaf, *(np.where(mask, number.astype(np.int64), -1) for mask, number, _ in roots)]
-    example, number = distinct(*columns)
+    example, number = distinct_rows(*columns)
     parts = [leaves.select(leaf[example]), *(_root(mask[example], number[example], space) for mask, number, space in roots)]
-    unique, again, first = stacks.unique_stacks(stacks.join(parts))
-    return _Stacks(unique, again[number], example[first])
+    unique = stacks.number_stacks(stacks.join(parts))
+    return unique, unique.number[number], example
 
 
 def _leaves(joined: Joined, host: HostSymbols, found: GuestStacks, kernels: KernelSpaces) -> tuple[RawStacks, I64]:
@@ -119,12 +112,12 @@ def _leaves(joined: Joined, host: HostSymbols, found: GuestStacks, kernels: Kern
     alone = joined.in_guest & (of_record < 0)
     guest_space = np.where(joined.mode == Mode.GUEST_KERNEL, kernels.of_sample, -1 - joined.vm.astype(np.int64))
     space = np.where(joined.in_guest, guest_space, host.epoch(samples.pid, samples.time))
-    example, kind = stacks.distinct_chains(samples.chain_start, samples.chain, samples.ip, joined.mode, space, joined.in_guest, alone)
-    start, chain = stacks.select_chains(samples.chain_start, samples.chain, example)
+    chains = Callchains(samples.buffer.data, samples.chain_at, samples.chain_length)
+    example, kind = stacks.distinct_chains(chains, samples.ip, joined.mode, space, joined.in_guest, alone)
     ip, mode, space, alone = samples.ip[example], joined.mode[example], space[example], alone[example]
     # The IP of a guest's sample whose record is lost is all that there is of it.
     ips = stacks.from_chains(np.concatenate([[0], np.cumsum(alone)]).astype(np.int64), ip[alone], mode, space)
-    callchains = stacks.from_callchains(start, chain, ip, mode, space)
+    callchains = stacks.from_callchains(chains.select(example), ip, mode, space)
     rest, number, _ = stacks.unique_stacks(stacks.join([ips, callchains.keep(~joined.in_guest[example][callchains.owner])]))
     return stacks.concatenate([found.stacks, rest]), np.where(of_record >= 0, of_record, len(found.stacks) + number[kind].astype(np.int64))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from perfguest.profile import I32, I64, Frames, Mapping, Mode
+from perfguest.rows import distinct_rows
 from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, RawFrames
 from perfguest.symbols.resolved import Resolved
 
@@ -48,13 +49,14 @@ class FrameNames:
                 names = np.array([self.string(mark + name) for name in resolved.names], np.int32)
                 self._symbol[rows[marked]] = names[resolved.name[marked]]
         self._offset[rows[named]] = resolved.offset[named] + self.raw.returns[rows[named]]
-        columns = (resolved.dso, resolved.start, resolved.limit, resolved.pgoff)
-        keys, which = np.unique(np.stack([column.astype(np.uint64) for column in columns]), axis=1, return_inverse=True)
-        numbers = [self._mapping_number(resolved, *key) for key in keys.T.tolist()]
-        self._mapping[rows] = np.array(numbers, np.int32)[which] if len(rows) else self._mapping[rows]
+        first, which = distinct_rows(resolved.dso, resolved.start, resolved.limit, resolved.pgoff)
+        columns = (resolved.dso[first], resolved.start[first], resolved.limit[first], resolved.pgoff[first])
+        numbers = [self._mapping_number(resolved, *key) for key in zip(*(column.tolist() for column in columns), strict=True)]
+        if len(rows):
+            self._mapping[rows] = np.array(numbers, np.int32)[which]
 
     def _mapping_number(self, resolved: Resolved, dso: int, start: int, limit: int, pgoff: int) -> int:
-        if dso >= len(resolved.dsos):  # -1, as uint64
+        if dso < 0:
             return -1
         found = resolved.dsos[dso]
         return self.mappings.setdefault((found.name, found.build_id, start, limit, pgoff), len(self.mappings))

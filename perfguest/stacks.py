@@ -4,20 +4,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from perfguest.profile import I32, I64, U8, U64, Mode
+from perfguest import _native
+from perfguest.profile import I32, I64, U8, U64
+from perfguest.rows import distinct_lists, distinct_rows, select_lists
+
+if TYPE_CHECKING:
+    from perfguest._native import Buffer
 
 BOOL = npt.NDArray[np.bool_]
 
-#: Values from here on in perf's callchains are no addresses but say where the following ones ran: PERF_CONTEXT_MAX in include/uapi/linux/perf_event.h.
-CONTEXT_MAX = np.uint64(2**64 - 4095)
-_CONTEXT_MODES = {-128: Mode.HOST_KERNEL, -512: Mode.HOST_USER, -2176: Mode.GUEST_KERNEL, -2560: Mode.GUEST_USER}
-
 #: ``RawFrames.space`` of frames that are no code: what their address is the number of.
 SPACE_VM, SPACE_THREAD, SPACE_GUEST_THREAD = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Callchains:
+    """perf's callchains where they are: ``length`` (int64) words from the byte ``at`` (int64) of ``data`` on, leaf first, with markers."""
+
+    data: Buffer
+    at: I64
+    length: I64
+
+    def select(self, chains: I64) -> Callchains:
+        """Those of these numbers, in their order."""
+        return Callchains(self.data, self.at[chains], self.length[chains])
 
 
 @dataclass(frozen=True)
@@ -63,9 +78,7 @@ class RawStacks:
 
     def select(self, stacks: I64) -> RawStacks:
         """The stacks of these numbers, in their order."""
-        count = np.diff(self.start)[stacks]
-        start = _offsets(count)
-        rows = np.repeat(self.start[:-1][stacks] - start[:-1], count) + np.arange(start[-1])
+        start, rows = select_lists(self.start, stacks)
         return RawStacks(start, self.frames.take(rows))
 
 
@@ -83,33 +96,25 @@ def from_chains(start: I64, address: U64, mode: U8, space: I64) -> RawStacks:
     return RawStacks(start, RawFrames(np.repeat(mode, count), np.repeat(space, count), address, returns, np.zeros(len(address), bool)))
 
 
-def from_callchains(start: I64, address: U64, ip: U64, mode: U8, space: I64) -> RawStacks:
+def from_callchains(chains: Callchains, ip: U64, mode: U8, space: I64) -> RawStacks:
     """Stacks out of perf's callchains, whose markers are taken out and say the mode of what follows. A sample without addresses has its ``ip`` alone.
 
+    A value among the markers that is none is junk that a frame pointer led to, and nothing behind it is true either.
     ``space`` is of the sample, and counts for user frames only: the host has one kernel.
     """
-    marker = address >= CONTEXT_MAX
-    owner = np.repeat(np.arange(len(start) - 1), np.diff(start))
-    position = np.arange(len(address))
-    last = np.maximum.accumulate(np.where(marker, position, -1)) if len(address) else position
-    inside = last >= start[:-1][owner]
-    frame_mode = mode[owner]
-    for context, meaning in _CONTEXT_MODES.items():
-        frame_mode[inside & (address[last].view(np.int64) == context)] = meaning
-    known = np.isin(address, np.array(list(_CONTEXT_MODES), np.int64).view(np.uint64))
-    # A value up there that is no marker is junk that a frame pointer led to: nothing behind it is true either.
-    junk = np.cumsum(marker & ~known)
-    kept = ~marker & (junk == np.concatenate([[0], junk])[start[:-1]][owner])
-    # What stands first behind a marker is where that mode was left or interrupted, no return address.
-    first = np.concatenate([[False], marker[:-1]])[: len(marker)]
-    count = np.bincount(owner[kept], minlength=len(start) - 1)
-    chains = from_chains(_offsets(count), address[kept], mode, space)
-    frame_mode = frame_mode[kept]
-    user_space = np.where(frame_mode == Mode.HOST_USER, chains.frames.space, 0)
-    frames = RawFrames(frame_mode, user_space, chains.frames.address, chains.frames.returns & ~first[kept], chains.frames.unproven)
-    none = count == 0
-    alone = from_chains(_offsets(none), ip[none], mode, np.where(mode == Mode.HOST_USER, space, 0))
-    return join([RawStacks(chains.start, frames), alone])
+    columns = _native.callchain_frames(
+        chains.data, _flat(chains.at), _flat(chains.length), _flat(ip), _flat(mode.astype(np.uint8, copy=False)), _flat(space.astype(np.int64, copy=False))
+    )
+    start, frame_mode, frame_space, address, returns = columns
+    count = len(frame_mode)
+    frames = RawFrames(
+        np.frombuffer(frame_mode, np.uint8),
+        np.frombuffer(frame_space, np.int64),
+        np.frombuffer(address, np.uint64),
+        np.frombuffer(returns, np.bool_),
+        np.zeros(count, bool),
+    )
+    return RawStacks(np.frombuffer(start, np.int64), frames)
 
 
 def join(parts: list[RawStacks]) -> RawStacks:
@@ -151,85 +156,48 @@ def cut_at(stacks: RawStacks, bad: BOOL) -> RawStacks:
     return stacks.keep(before[1:] == before[stacks.start[:-1]][stacks.owner])
 
 
+@dataclass(frozen=True)
+class NumberedStacks:
+    """The different ones of some stacks, as lists of numbers of the different frames.
+
+    Different stack *i* is ``frames[frame[start[i]:start[i + 1]]]``, leaf first. Of the given stacks: ``number`` (int32), the different one that each is;
+    ``first`` (int64), for each different one the first that it is; ``holder`` (int64), for each frame the first that has it.
+    """
+
+    frames: RawFrames
+    start: I64
+    frame: I32
+    number: I32
+    first: I64
+    holder: I64
+
+
+def number_stacks(stacks: RawStacks) -> NumberedStacks:
+    """Finds the different stacks and frames; both are numbered as they first occur."""
+    frames = stacks.frames
+    example, frame = distinct_rows(frames.address, frames.space, frames.mode, frames.returns, frames.unproven)
+    first, number = distinct_lists((), frame, 4 * stacks.start[:-1], 4 * np.diff(stacks.start))
+    start, rows = select_lists(stacks.start, first)
+    holder = np.searchsorted(stacks.start, example, "right") - 1
+    return NumberedStacks(frames.take(example), start, frame[rows], number, first, holder.astype(np.int64))
+
+
 def unique_stacks(stacks: RawStacks) -> tuple[RawStacks, I32, I64]:
     """The different stacks; for each stack the number of its own among them; and for each different one the first stack that it is."""
-    frames = stacks.frames
-    depth = np.arange(len(frames)) - stacks.start[:-1][stacks.owner]
-    meta = frames.space.view(np.uint64) << np.uint64(8) | frames.mode.astype(np.uint64) << np.uint64(2) | frames.unproven.astype(np.uint64) << np.uint64(1)
-    meta |= frames.returns
-    first, number = _distinct(*_sums(frames.address, meta, depth, stacks.start))
-    return stacks.select(first), number, first
+    found = number_stacks(stacks)
+    return RawStacks(found.start, found.frames.take(found.frame)), found.number, found.first
 
 
-def unique_frames(frames: RawFrames) -> tuple[RawFrames, I32, I64]:
-    """The different frames; for each frame the number of its own among them; and for each different one a frame that it is."""
-    order = np.lexsort((frames.unproven, frames.returns, frames.space, frames.mode, frames.address))
-    ordered = frames.take(order)
-    new = np.ones(len(order), bool)
-    new[1:] = (
-        (ordered.address[1:] != ordered.address[:-1])
-        | (ordered.mode[1:] != ordered.mode[:-1])
-        | (ordered.space[1:] != ordered.space[:-1])
-        | (ordered.returns[1:] != ordered.returns[:-1])
-        | (ordered.unproven[1:] != ordered.unproven[:-1])
-    )
-    number = np.empty(len(order), np.int32)
-    number[order] = np.cumsum(new) - 1
-    return ordered.take(new), number, order[new]
-
-
-def distinct_chains(start: I64, address: U64, *columns: npt.NDArray[np.integer | np.bool_]) -> tuple[I64, I32]:
-    """Of chains of addresses, each with a number of each column, the first one of each kind; and for each chain the number of its kind.
+def distinct_chains(chains: Callchains, *columns: npt.NDArray[np.integer | np.bool_]) -> tuple[I64, I32]:
+    """Of callchains, each with a value of each column, the first one of each kind; and for each chain the number of its kind.
 
     A profile has few different chains: whatever is made of them is made of each kind once.
     """
-    count = np.diff(start)
-    owner = np.repeat(np.arange(len(count)), count)
-    sums = _sums(address, np.zeros(len(address), np.uint64), np.arange(len(address)) - start[:-1][owner], start)
-    for column in columns:
-        sums = [_mix(_mix(one + seed) ^ column.astype(np.uint64)) for one, seed in zip(sums, _SEEDS, strict=True)]
-    return _distinct(*sums)
+    return distinct_lists(columns, chains.data, chains.at, 8 * chains.length)
 
 
-def select_chains(start: I64, address: U64, chains: I64) -> tuple[I64, U64]:
-    """The chains of these numbers, in their order: (start, address)."""
-    count = np.diff(start)[chains]
-    offsets = _offsets(count)
-    return offsets, address[np.repeat(start[:-1][chains] - offsets[:-1], count) + np.arange(offsets[-1])]
-
-
-def _sums(address: U64, meta: U64, depth: I64, start: I64) -> list[U64]:
-    return [_sum(_mix(_mix(_mix(address + seed) ^ meta) + depth.astype(np.uint64) * seed), start) for seed in _SEEDS]
-
-
-def _distinct(a: U64, b: U64) -> tuple[I64, I32]:
-    """The first row of each kind, and for each row the number of its kind."""
-    order = np.argsort(a)
-    # One column alone is sorted many times faster, and tells nearly all apart.
-    if ((a[order][1:] == a[order][:-1]) & (b[order][1:] != b[order][:-1])).any():
-        order = np.lexsort((b, a))
-    new = np.ones(len(a), bool)
-    new[1:] = (a[order][1:] != a[order][:-1]) | (b[order][1:] != b[order][:-1])
-    number = np.empty(len(a), np.int32)
-    number[order] = np.cumsum(new) - 1
-    return np.minimum.reduceat(order, np.flatnonzero(new)) if len(a) else np.zeros(0, np.int64), number
-
-
-# Two sums of 64 bits each: among a hundred million stacks, two different ones are taken for one with a chance of one in 10^22.
-_SEEDS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03))
-
-
-def _mix(value: U64) -> U64:
-    """Spreads each bit over all (the finaliser of the generator SplitMix64)."""
-    value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return value ^ value >> np.uint64(31)
-
-
-def _sum(value: U64, start: I64) -> U64:
-    total: U64 = np.concatenate([np.zeros(1, np.uint64), np.cumsum(value, dtype=np.uint64)])
-    result: U64 = total[start[1:]] - total[start[:-1]]
-    return result
+def _flat(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(column)
 
 
 def _offsets(count: npt.NDArray[np.integer]) -> I64:

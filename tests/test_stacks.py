@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from perfguest import stacks
 from perfguest.profile import Mode
-from perfguest.stacks import RawFrames, RawStacks
+from perfguest.stacks import Callchains, RawFrames, RawStacks
 
 Frame = tuple[int, int, int, bool, bool]
 
@@ -52,13 +52,14 @@ def test_unique_stacks_are_all_the_different_ones(given_stacks: list[list[Frame]
 
 
 @given(some_stacks)
-def test_unique_frames_are_all_the_different_ones(given_stacks: list[list[Frame]]) -> None:
-    flat = [one for each in given_stacks for one in each]
-    unique, number, example = stacks.unique_frames(build(given_stacks).frames)
-    different = rows(unique)
-    assert [different[n] for n in number.tolist()] == flat
-    assert len(set(different)) == len(different)
-    assert [flat[e] for e in example.tolist()] == different
+def test_numbered_stacks_are_all_the_different_ones_of_the_different_frames(given_stacks: list[list[Frame]]) -> None:
+    found = stacks.number_stacks(build(given_stacks))
+    frames = rows(found.frames)
+    different = [[frames[n] for n in found.frame[a:b].tolist()] for a, b in itertools.pairwise(found.start.tolist())]
+    assert [different[n] for n in found.number.tolist()] == given_stacks
+    assert len({tuple(each) for each in different}) == len(different) and len(set(frames)) == len(frames)
+    assert [given_stacks[f] for f in found.first.tolist()] == different
+    assert all(one in given_stacks[holder] for one, holder in zip(frames, found.holder.tolist(), strict=True))
 
 
 @given(some_stacks, some_stacks)
@@ -83,8 +84,7 @@ def test_callchain_markers_say_the_mode_of_what_follows_and_junk_ends_the_chain(
     kernel, user = 2**64 - 128, 2**64 - 512
     chain = [kernel, 0xFFFFFFFF81000010, 0xFFFFFFFF81000020, user, 0x1000, 0x2000, 2**64 - 1, 0x9000, user, 0x3000]
     built = stacks.from_callchains(
-        np.array([0, 8, 10, 10], np.int64),
-        np.array(chain, np.uint64),
+        Callchains(np.array(chain, np.uint64), 8 * np.array([0, 8, 10], np.int64), np.array([8, 2, 0], np.int64)),
         np.array([1, 2, 0x4000], np.uint64),
         np.array([Mode.HOST_KERNEL, Mode.HOST_USER, Mode.HOST_KERNEL], np.uint8),
         np.array([70, 80, 90], np.int64),
@@ -108,18 +108,24 @@ def test_distinct_chains_differ_in_an_address_or_a_column(given_chains: list[tup
     start = np.concatenate([[0], np.cumsum([len(chain) for chain in chains])]).astype(np.int64)
     address = np.array([one for chain in chains for one in chain], np.uint64)
     columns = np.array([number for _, number, _ in given_chains], np.int64), np.array([flag for _, _, flag in given_chains], bool)
-    first, kind = stacks.distinct_chains(start, address, *columns)
+    first, kind = stacks.distinct_chains(Callchains(address, 8 * start[:-1], np.diff(start)), *columns)
     kinds = [(tuple(chain), number, flag) for chain, number, flag in given_chains]
     assert [kinds[f] for f in first[kind].tolist()] == kinds
     assert [kinds.index(kinds[f]) for f in first.tolist()] == first.tolist()
     assert len(first) == len(set(kinds))
-    chosen_start, chosen = stacks.select_chains(start, address, first)
-    assert [tuple(chosen[a:b].tolist()) for a, b in itertools.pairwise(chosen_start.tolist())] == [kinds[f][0] for f in first.tolist()]
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=20))
-def test_rows_are_told_apart_by_either_key(pairs: list[tuple[int, int]]) -> None:
-    first, number = stacks._distinct(np.array([a for a, _ in pairs], np.uint64), np.array([b for _, b in pairs], np.uint64))
+def test_rows_are_told_apart_by_either_column(pairs: list[tuple[int, int]]) -> None:
+    first, number = stacks.distinct_rows(np.array([a for a, _ in pairs], np.uint16), np.array([b for _, b in pairs], np.int32))
     assert [pairs[f] for f in first[number].tolist()] == pairs
-    assert sorted(first.tolist()) == sorted(pairs.index(pair) for pair in set(pairs))
+    assert first.tolist() == sorted(pairs.index(pair) for pair in set(pairs))
+
+
+def test_many_rows_of_many_kinds() -> None:
+    column = np.random.default_rng(7).integers(0, 50_000, 200_000)
+    first, number = stacks.distinct_rows(column)
+    values, expected = np.unique(column, return_index=True)
+    assert sorted(first.tolist()) == sorted(expected.tolist()) and len(first) == len(values)
+    assert np.array_equal(column[first][number], column)

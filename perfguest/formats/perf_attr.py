@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 from dataclasses import dataclass, replace
 
 from perfguest.errors import FormatError
+
+#: What a file holds: read, or mapped.
+FileBytes = bytes | mmap.mmap
 
 IP, TID, TIME, ADDR, READ, CALLCHAIN, ID, CPU, PERIOD, STREAM_ID = (1 << bit for bit in range(10))
 IDENTIFIER = 1 << 16
@@ -107,7 +111,7 @@ class Event:
         return replace(self, name=name)
 
 
-def parse_attr(path: str, data: bytes, offset: int, size: int) -> Event:
+def parse_attr(path: str, data: FileBytes, offset: int, size: int) -> Event:
     """Reads the ``size`` bytes at ``offset``. The name is that which perf would make up from type, config and exclusions.
 
     Raises :class:`FormatError` for less than the oldest attr.

@@ -7,6 +7,8 @@ Sources of the format: tools/perf/Documentation/perf.data-file-format.txt and in
 
 from __future__ import annotations
 
+import mmap
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 
 from perfguest.errors import FormatError
 from perfguest.formats import perf_attr, perf_records
-from perfguest.formats.perf_attr import Event
+from perfguest.formats.perf_attr import Event, FileBytes
 from perfguest.formats.perf_events import EventFinder
 from perfguest.formats.perf_header import BUILD_ID, Cursor, Head, Header, add_feature, read_head
 from perfguest.formats.perf_records import I32, I64, Records, walk_records
@@ -60,6 +62,7 @@ class PerfData:
 def read_perf_data(path: str | Path) -> PerfData:
     """Reads all of ``path``. A file whose end is missing is read up to the tear, which :attr:`PerfData.notes` tells.
 
+    The file stays mapped as long as the result lives, and must not be made shorter meanwhile.
     Raises :class:`FormatError` for what cannot be read: no perf.data, big-endian, damaged.
     """
     name, data = str(path), _read_file(Path(path))
@@ -87,9 +90,12 @@ def read_perf_data(path: str | Path) -> PerfData:
     )
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path) -> FileBytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            if not path.is_file() or not os.fstat(file.fileno()).st_size:
+                return file.read()
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except IsADirectoryError as error:
         raise FormatError(f"{path} is a directory", "Give the perf.data file in it; recordings of `perf record --threads` cannot be read.") from error
     except OSError as error:
@@ -130,7 +136,7 @@ def _add_pipe_records(path: str, head: Head, records: Records, notes: list[str])
     return replace(head, events=tuple(named), header=header)
 
 
-def _attr_record(path: str, data: bytes, offset: int, end: int) -> Event:
+def _attr_record(path: str, data: FileBytes, offset: int, end: int) -> Event:
     size = int.from_bytes(data[offset + 12 : offset + 16], "little") or perf_attr.MIN_ATTR_BYTES
     if offset + 8 + size > end:
         raise FormatError(f"{path}: the event at offset {offset:#x} is longer than its record", "The file is damaged; record again.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from perfguest.errors import FormatError
 from perfguest.formats import perf_attr
-from perfguest.formats.perf_attr import Event
+from perfguest.formats.perf_attr import Event, FileBytes
 
 _MAGIC = b"PERFILE2"
 _MAGIC_BIG_ENDIAN = b"2ELIFREP"
@@ -86,7 +86,7 @@ class _Cut(Exception):
 class Cursor:
     """Reads forward through ``data[position:end]``; raises ``_Cut`` where it ends."""
 
-    def __init__(self, data: bytes, position: int, end: int) -> None:
+    def __init__(self, data: FileBytes, position: int, end: int) -> None:
         self.data = data
         self.position = position
         self.end = min(end, len(data))
@@ -110,7 +110,7 @@ class Cursor:
         return self.data[start : start + size].split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-def read_head(path: str, data: bytes, notes: list[str]) -> Head:
+def read_head(path: str, data: FileBytes, notes: list[str]) -> Head:
     """Reads header, attributes and features of a perf.data file; of one from a pipe only that it is one.
 
     Raises :class:`FormatError` for what is no perf.data of version 2 from a little-endian machine.
@@ -140,7 +140,7 @@ def read_head(path: str, data: bytes, notes: list[str]) -> Head:
     return Head(pipe=False, start=start, end=end, torn=False, events=events, header=header)
 
 
-def _check_magic(path: str, data: bytes) -> None:
+def _check_magic(path: str, data: FileBytes) -> None:
     magic = data[:8]
     if magic == _MAGIC_BIG_ENDIAN:
         raise FormatError(f"{path} was recorded on a big-endian machine", "Only little-endian recordings can be read.")
@@ -150,7 +150,7 @@ def _check_magic(path: str, data: bytes) -> None:
         raise FormatError(f"{path} is no perf.data file", "Give a file written by `perf record`, or a directory written by `perfguest record`.")
 
 
-def _read_attrs(path: str, data: bytes, entry_bytes: int, at: int, size: int) -> tuple[Event, ...]:
+def _read_attrs(path: str, data: FileBytes, entry_bytes: int, at: int, size: int) -> tuple[Event, ...]:
     if size == 0 or at + size > len(data) or entry_bytes < perf_attr.MIN_ATTR_BYTES + _SECTION.size or size % entry_bytes:
         raise FormatError(f"{path}: no whole list of events at offset {at:#x}", _RECORD_AGAIN)
     events = []
@@ -167,7 +167,7 @@ def _read_attrs(path: str, data: bytes, entry_bytes: int, at: int, size: int) ->
     return tuple(events)
 
 
-def _feature_sections(data: bytes, table: int, flags: int, path: str, notes: list[str]) -> Iterator[tuple[int, Cursor]]:
+def _feature_sections(data: FileBytes, table: int, flags: int, path: str, notes: list[str]) -> Iterator[tuple[int, Cursor]]:
     present = [bit for bit in range(256) if flags >> bit & 1]
     if table + len(present) * _SECTION.size > len(data):
         notes.append(f"{path} is cut off: the description of the host is missing")

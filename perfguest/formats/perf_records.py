@@ -8,14 +8,15 @@ The kernel keeps records aligned to 8 bytes; what perf adds (AUX data, compresse
 from __future__ import annotations
 
 import struct
-from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from perfguest import _native
 from perfguest.errors import FormatError
-from perfguest.formats.zstd_stream import decompress_stream
+from perfguest.formats.perf_attr import FileBytes
 
 U64 = npt.NDArray[np.uint64]
 U32 = npt.NDArray[np.uint32]
@@ -25,11 +26,9 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 
 MMAP, LOST, COMM, EXIT, THROTTLE, UNTHROTTLE, FORK, SAMPLE, MMAP2, LOST_SAMPLES = 1, 2, 3, 4, 5, 6, 7, 9, 10, 13
-FIRST_USER_TYPE = 64
-HEADER_ATTR, HEADER_TRACING_DATA, AUXTRACE, EVENT_UPDATE, HEADER_FEATURE, COMPRESSED, COMPRESSED2 = 64, 66, 71, 78, 80, 81, 83
+HEADER_ATTR, EVENT_UPDATE, HEADER_FEATURE, COMPRESSED, COMPRESSED2 = 64, 78, 80, 81, 83
 
 _HEADER = struct.Struct("<Q")
-_WORD32 = struct.Struct("<I")
 # zstd at its best makes some 1:1000 of traces; more is an attack.
 _MAX_COMPRESSION = 1024
 
@@ -38,36 +37,35 @@ _MAX_COMPRESSION = 1024
 class Buffer:
     """Bytes, with gathers of little-endian words at any byte offset. Offsets must have been checked against the length."""
 
-    data: bytes
+    data: FileBytes
 
     def __len__(self) -> int:
         return len(self.data)
 
     def u64(self, at: I64) -> U64:
-        """The words at byte offsets ``at``, in its shape."""
-        residues = at & 7
-        present = np.unique(residues) if residues.any() else np.zeros(1, np.int64)
-        if len(present) == 1:
-            words: U64 = self._words(int(present[0]))[at >> 3]
-            return words
-        out = np.empty(at.shape, np.uint64)
-        for residue in present.tolist():
-            chosen = residues == residue
-            out[chosen] = self._words(residue)[at[chosen] >> 3]
-        return out
+        """The words at byte offsets ``at``, which has one dimension."""
+        words: U64 = self.columns(at, (0,))[0]
+        return words
+
+    def columns(self, at: I64, distances: Sequence[int]) -> U64:
+        """The words at each distance behind ``at``, in bytes: uint64[distances, rows]."""
+        words = _native.gather(self.data, np.ascontiguousarray(at, np.int64), np.array(distances, np.int64))
+        columns: U64 = np.frombuffer(words, np.uint64).reshape(len(distances), len(at))
+        return columns
 
     def u32_pair(self, at: I64) -> tuple[I32, I32]:
         """The two int32 at byte offsets ``at`` and ``at + 4``."""
-        words = self.u64(at)
-        return (words & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32), (words >> np.uint64(32)).astype(np.uint32).view(np.int32)
+        return halves(self.u64(at))
 
     def text(self, start: int, end: int) -> str:
         """The zero-terminated string at ``start``, not beyond ``end``."""
         return self.data[start:end].split(b"\0", 1)[0].decode("utf-8", "replace")
 
-    def _words(self, residue: int) -> U64:
-        count = max(len(self.data) - residue, 0) // 8
-        return np.frombuffer(self.data, "<u8", count, residue if count else 0)
+
+def halves(words: U64) -> tuple[I32, I32]:
+    """The lower and the upper int32 of each word."""
+    pairs = words.view(np.int32).reshape(-1, 2)
+    return pairs[:, 0].copy(), pairs[:, 1].copy()
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Records:
     def __len__(self) -> int:
         return len(self.type)
 
-    def where(self, chosen: npt.NDArray[np.bool_] | I64) -> Records:
+    def where(self, chosen: npt.NDArray[np.bool_] | I64 | slice) -> Records:
         return Records(self.buffer, self.type[chosen], self.misc[chosen], self.size[chosen], self.offset[chosen])
 
     def of_type(self, *types: int) -> Records:
@@ -92,14 +90,14 @@ class Records:
 
 @dataclass(frozen=True)
 class _Chain:
-    heads: array[int]
-    offsets: array[int]
+    heads: U64
+    offsets: I64
     compressed: bool
     # Where the chain was torn: the rest after this offset holds no whole record.
     torn_at: int | None
 
 
-def walk_records(path: str, data: bytes, start: int, end: int, *, torn: bool, notes: list[str]) -> Records:
+def walk_records(path: str, data: FileBytes, start: int, end: int, *, torn: bool, notes: list[str]) -> Records:
     """Finds all records in ``data[start:end]`` and unpacks compressed ones.
 
     ``torn``: the file is known to lack its end, so a record that does not fit is the tear: noted, not an error.
@@ -113,47 +111,24 @@ def walk_records(path: str, data: bytes, start: int, end: int, *, torn: bool, no
     return _unpack(path, records, torn, notes) if chain.compressed else records
 
 
-def _walk(path: str, data: bytes, start: int, end: int, torn: bool) -> _Chain:
-    heads, offsets = array("Q"), array("q")
-    compressed, torn_at = False, None
-    unpack, position, last = _HEADER.unpack_from, start, end - 8
-    while position <= last:
-        head = unpack(data, position)[0]
-        size = head >> 48
-        following = position + size
-        if size < 8 or following > end:
-            if torn:
-                torn_at = position
-                break
+def _walk(path: str, data: FileBytes, start: int, end: int, torn: bool) -> _Chain:
+    heads, offsets, position, bad_size, compressed = _native.walk_records(data, start, end)
+    torn_at = None
+    if bad_size:
+        if not torn:
+            size = int.from_bytes(data[position + 6 : position + 8], "little")
             raise FormatError(f"{path}: record at offset {position:#x} has an impossible size of {size} bytes", "The file is damaged; record again.")
-        heads.append(head)
-        offsets.append(position)
-        if head & 0xFFFFFFFF >= FIRST_USER_TYPE:
-            compressed |= head & 0xFFFFFFFF in (COMPRESSED, COMPRESSED2)
-            following += _payload_behind(data, position, head & 0xFFFFFFFF, size)
-        position = following
-    if torn_at is None and position != end:
+        torn_at = position
+    elif position != end:
         if not torn:
             raise FormatError(f"{path}: the records end at offset {position:#x}, not at {end:#x}", "The file is damaged or cut off; record again.")
         torn_at = min(position, end)
-    return _Chain(heads, offsets, compressed, torn_at)
-
-
-def _payload_behind(data: bytes, position: int, kind: int, size: int) -> int:
-    # Two kinds of record are followed by bytes that their header's size does not count.
-    if kind == AUXTRACE and size >= 16:
-        return int(_HEADER.unpack_from(data, position + 8)[0])
-    if kind == HEADER_TRACING_DATA and size >= 12:
-        return (int(_WORD32.unpack_from(data, position + 8)[0]) + 7) & ~7
-    return 0
+    return _Chain(np.frombuffer(heads, np.uint64), np.frombuffer(offsets, np.int64), compressed, torn_at)
 
 
 def _columns(buffer: Buffer, chain: _Chain) -> Records:
-    heads = np.frombuffer(chain.heads, np.uint64) if len(chain.heads) else np.zeros(0, np.uint64)
-    offsets = np.frombuffer(chain.offsets, np.int64) if len(chain.offsets) else np.zeros(0, np.int64)
-    kind = (heads & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    misc = ((heads >> np.uint64(32)) & np.uint64(0xFFFF)).astype(np.uint16)
-    return Records(buffer, kind, misc, (heads >> np.uint64(48)).astype(np.int64), offsets)
+    quarters = chain.heads.view(np.uint16).reshape(-1, 4)
+    return Records(buffer, chain.heads.view(np.uint32).reshape(-1, 2)[:, 0].copy(), quarters[:, 2].copy(), quarters[:, 3].astype(np.int64), chain.offsets)
 
 
 def _unpack(path: str, records: Records, torn: bool, notes: list[str]) -> Records:
@@ -167,13 +142,16 @@ def _unpack(path: str, records: Records, torn: bool, notes: list[str]) -> Record
         elif size >= 16:
             length = _HEADER.unpack_from(data, offset + 8)[0]
             pieces.append(data[offset + 16 : offset + min(size, 16 + length)])
+    # Few files are compressed, and what unpacks them is a library more to load.
+    from perfguest.formats.zstd_stream import decompress_stream
+
     try:
         stream = decompress_stream(pieces, _MAX_COMPRESSION * len(data))
     except FormatError as error:
         raise FormatError(f"{path}: {error.message}", error.hint) from error
     padding = bytes(-len(data) % 8)
     base = len(data) + len(padding)
-    whole = data + padding + stream
+    whole = b"".join([data, padding, stream])
     inner = _walk(path, whole, base, len(whole), torn)
     if inner.torn_at is not None:
         notes.append(f"{path}: its compressed part is cut off")

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,7 @@ from perfguest.errors import FormatError
 from perfguest.formats import perf_attr
 from perfguest.formats.perf_attr import Event
 from perfguest.formats.perf_events import EventFinder
-from perfguest.formats.perf_records import I32, I64, U8, U16, U64, Records
+from perfguest.formats.perf_records import I32, I64, U8, U16, U64, Buffer, Records, halves
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Samples:
     ``time``: int64 nanoseconds of the recording's clock, 0 if not sampled. ``cpu``, ``pid``, ``tid``: int32, -1 if not sampled.
     ``period``: int64, the event's own if not sampled. ``ip``: uint64, 0 if not sampled. ``event``: int32 index into :attr:`PerfData.events`.
     ``misc``: uint16 of the record's header, ``cpumode``: uint8, its low three bits (``PERF_RECORD_MISC_CPUMODE_MASK``).
-    Callchain *i* is ``chain[chain_start[i]:chain_start[i + 1]]``: leaf first, with the ``PERF_CONTEXT_`` markers as perf wrote them; empty if there is none.
+    Callchains stay where they are: ``chain_length`` (int64) words from the byte ``chain_at`` (int64) of ``buffer`` on: leaf first, with the
+    ``PERF_CONTEXT_`` markers as perf wrote them; none if there is no callchain.
     ``offset``: int64 byte offset of the record, beyond the end of the file for one that was compressed.
     """
 
@@ -35,19 +38,30 @@ class Samples:
     event: I32
     cpumode: U8
     misc: U16
-    chain_start: I64
-    chain: U64
+    buffer: Buffer
+    chain_at: I64
+    chain_length: I64
     offset: I64
 
     def __len__(self) -> int:
         return len(self.time)
 
+    @cached_property
+    def chain_start(self) -> I64:
+        """Callchain *i* is ``chain[chain_start[i]:chain_start[i + 1]]``."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.chain_length, dtype=np.int64)])
+
+    @cached_property
+    def chain(self) -> U64:
+        """The words of all callchains, one after the other."""
+        start = self.chain_start
+        return self.buffer.u64(np.repeat(self.chain_at - 8 * start[:-1], self.chain_length) + 8 * np.arange(start[-1]))
+
 
 class _Columns:
-    """The columns while they are filled, one layout after the other, in the file's order."""
+    """The columns while they are filled, one layout after the other."""
 
     def __init__(self, count: int) -> None:
-        self.time: I64 = np.zeros(count, np.int64)
         self.cpu: I32 = np.full(count, -1, np.int32)
         self.pid: I32 = np.full(count, -1, np.int32)
         self.tid: I32 = np.full(count, -1, np.int32)
@@ -66,44 +80,79 @@ def decode_samples(path: str, records: Records, finder: EventFinder, events: tup
     if (unknown := int(np.count_nonzero(event < 0))) > 0:
         notes.append(f"{path}: {unknown} samples belong to no event that it describes and were left out")
         records, event = records.where(event >= 0), event[event >= 0]
+    time = _times(path, records, events, event)
+    if (time[1:] < time[:-1]).any():
+        order = np.argsort(time, kind="stable")
+        records, event, time = records.where(order), event[order], time[order]
     columns = _Columns(len(records))
-    for layout in dict.fromkeys(each.layout for each in events):
-        members = [index for index, each in enumerate(events) if each.layout == layout]
-        rows = np.flatnonzero(np.isin(event, members))
-        if len(rows):
-            _decode_layout(path, records.where(rows), events[members[0]], rows, columns)
+    for layout, rows in _layouts(events, event):
+        _decode_layout(path, records.where(rows), layout, rows, columns)
     if not all(each.sample_type & perf_attr.PERIOD for each in events):
         own = np.array([_own_period(each) for each in events], np.int64)
         lacking = np.array([not each.sample_type & perf_attr.PERIOD for each in events])[event]
         columns.period[lacking] = own[event[lacking]]
-    return _sorted(records, event, columns)
+    return Samples(
+        time=time,
+        cpu=columns.cpu,
+        pid=columns.pid,
+        tid=columns.tid,
+        period=columns.period,
+        ip=columns.ip,
+        event=event,
+        cpumode=(records.misc & 7).astype(np.uint8),
+        misc=records.misc,
+        buffer=records.buffer,
+        chain_at=columns.chain_at,
+        chain_length=columns.chain_length,
+        offset=records.offset,
+    )
 
 
 def _own_period(event: Event) -> int:
     return min(event.sample_period, np.iinfo(np.int64).max)
 
 
-def _decode_layout(path: str, records: Records, event: Event, rows: I64, columns: _Columns) -> None:
+def _layouts(events: tuple[Event, ...], event: I32) -> Iterator[tuple[Event, I64 | slice]]:
+    """An event of each layout, and which samples are of that layout."""
+    layouts = list(dict.fromkeys(each.layout for each in events))
+    for layout in layouts:
+        members = [index for index, each in enumerate(events) if each.layout == layout]
+        if len(layouts) == 1:
+            yield events[0], slice(None)
+        elif len(rows := np.flatnonzero(np.isin(event, members))):
+            yield events[members[0]], rows
+
+
+def _times(path: str, records: Records, events: tuple[Event, ...], event: I32) -> I64:
+    times = np.zeros(len(records), np.int64)
+    for layout, rows in _layouts(events, event):
+        words, some = layout.sample_words(), records.where(rows)
+        _check(path, some, some.size >= 8 + 8 * len(words))
+        if (at := words.get(perf_attr.TIME)) is not None:
+            times[rows] = some.buffer.u64(some.offset + at).view(np.int64)
+    return times
+
+
+def _decode_layout(path: str, records: Records, event: Event, rows: I64 | slice, columns: _Columns) -> None:
+    """``records``: long enough for the words that all have."""
     words = event.sample_words()
-    position = np.full(len(rows), 8 + 8 * len(words), np.int64)
-    _check(path, records, position <= records.size)
-    buffer, offset = records.buffer, records.offset
-    if (at := words.get(perf_attr.IP)) is not None:
-        columns.ip[rows] = buffer.u64(offset + at)
-    if (at := words.get(perf_attr.TID)) is not None:
-        columns.pid[rows], columns.tid[rows] = buffer.u32_pair(offset + at)
-    if (at := words.get(perf_attr.TIME)) is not None:
-        columns.time[rows] = buffer.u64(offset + at).view(np.int64)
-    if (at := words.get(perf_attr.CPU)) is not None:
-        columns.cpu[rows] = buffer.u32_pair(offset + at)[0]
-    if (at := words.get(perf_attr.PERIOD)) is not None:
-        columns.period[rows] = buffer.u64(offset + at).view(np.int64)
+    wanted = [bit for bit in (perf_attr.IP, perf_attr.TID, perf_attr.CPU, perf_attr.PERIOD) if bit in words]
+    found = dict(zip(wanted, records.buffer.columns(records.offset, [words[bit] for bit in wanted]), strict=True)) if wanted else {}
+    if (word := found.get(perf_attr.IP)) is not None:
+        columns.ip[rows] = word
+    if (word := found.get(perf_attr.TID)) is not None:
+        columns.pid[rows], columns.tid[rows] = halves(word)
+    if (word := found.get(perf_attr.CPU)) is not None:
+        columns.cpu[rows] = halves(word)[0]
+    if (word := found.get(perf_attr.PERIOD)) is not None:
+        columns.period[rows] = word.view(np.int64)
     if event.sample_type & perf_attr.CALLCHAIN:
+        position = np.full(len(records), 8 + 8 * len(words), np.int64)
         if event.sample_type & perf_attr.READ:
             position += _read_bytes(path, records, position, event.read_format)
         length = _count_at(path, records, position)
         _check(path, records, length <= (records.size - position - 8) // 8)
-        columns.chain_at[rows] = offset + position + 8
+        columns.chain_at[rows] = records.offset + position + 8
         columns.chain_length[rows] = length
 
 
@@ -128,28 +177,3 @@ def _check(path: str, records: Records, good: npt.NDArray[np.bool_]) -> None:
     if not good.all():
         offset = int(records.offset[np.argmin(good)])
         raise FormatError(f"{path}: the sample at offset {offset:#x} is too short for its fields", "The file is damaged; record again.")
-
-
-def _sorted(records: Records, event: I32, columns: _Columns) -> Samples:
-    order = np.argsort(columns.time, kind="stable")
-    length = columns.chain_length[order]
-    start = np.zeros(len(order) + 1, np.int64)
-    np.cumsum(length, out=start[1:])
-    # Word k of a flat chain lies at its sample's chain plus its distance from that sample's first word.
-    word = np.arange(start[-1], dtype=np.int64)
-    chain = records.buffer.u64(np.repeat(columns.chain_at[order] - 8 * start[:-1], length) + 8 * word)
-    misc = records.misc[order]
-    return Samples(
-        time=columns.time[order],
-        cpu=columns.cpu[order],
-        pid=columns.pid[order],
-        tid=columns.tid[order],
-        period=columns.period[order],
-        ip=columns.ip[order],
-        event=event[order],
-        cpumode=(misc & 7).astype(np.uint8),
-        misc=misc,
-        chain_start=start,
-        chain=chain,
-        offset=records.offset[order],
-    )

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from perfguest.profile import I64, Profile
+from perfguest.profile import I32, I64, Profile
 from perfguest.writers.call_tree import CallTree
-from perfguest.writers.columns import Indices, blocks, display_names, unique_rows
+from perfguest.writers.columns import blocks, display_names, unique_rows
 from perfguest.writers.text import escape, hex_escape
 
 #: The host's CPUs are shown as threads of a process of this number: the first that no process on Linux can have.
@@ -42,8 +42,8 @@ class _Track:
     tid: int
     name: str
     process: str
-    #: Indices of its samples, in order of time.
-    samples: Indices
+    #: I64 of its samples, in order of time.
+    samples: I64
     sort_index: int
 
 
@@ -107,7 +107,7 @@ def _guest_tracks(profile: Profile) -> Iterator[_Track]:
         yield _Track(int(samples.pid[row]), _GUEST_TIDS + number, name, escape(vm.name) or f"VM {vm.pid}", known[rows], _GUESTS_LAST + number)
 
 
-def _rows_of(kind: Indices, kinds: int) -> list[Indices]:
+def _rows_of(kind: I32 | I64, kinds: int) -> list[I64]:
     """For each kind its rows, ascending."""
     order = np.argsort(kind, kind="stable")
     return np.split(order, np.cumsum(np.bincount(kind, minlength=kinds))[:-1]) if kinds else []

@@ -3,31 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from perfguest.profile import Frames, Mode, Profile
+from perfguest.profile import I32, I64, Mode, Profile
+from perfguest.rows import distinct_rows
 from perfguest.writers.text import escape
 
-Indices = npt.NDArray[np.intp]
 _CLOCKS = ("cpu-clock", "task-clock")
 
-
-def unique_rows(*columns: npt.NDArray[np.integer[Any]]) -> tuple[Indices, Indices]:
-    """The different rows of ``columns`` (at least one, all of the same length n).
-
-    Gives ``first``, the index of one row of each kind, kinds in ascending order of their columns, and ``kind``, of length n: which kind each row is.
-    """
-    first = np.zeros(0, np.intp)
-    kind: Indices = np.zeros(len(columns[0]), np.intp)
-    for column in columns:
-        # Both factors are at most n, so the product stays far below 2**63.
-        values, of_value = np.unique(column, return_inverse=True)
-        _, first, kind = np.unique(kind * len(values) + of_value, return_index=True, return_inverse=True)
-    return first, kind
+def unique_rows(*columns: npt.NDArray[np.integer[Any]]) -> tuple[I64, I32]:
+    """As :func:`distinct_rows`, with the kinds in ascending order of their columns."""
+    first, number = distinct_rows(*columns)
+    order = np.lexsort([column[first] for column in reversed(columns)])
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order))
+    return first[order], place[number]
 
 
 def blocks(length: int, size: int) -> Iterator[slice]:
@@ -40,14 +34,37 @@ def is_clock(event: str) -> bool:
     return event.split(":", maxsplit=1)[0] in _CLOCKS
 
 
-def has_symbol(profile: Profile) -> list[bool]:
+def has_symbol(profile: Profile) -> npt.NDArray[np.bool_]:
     """Which frames have a name: an empty one is none."""
-    return [symbol >= 0 and bool(profile.strings[symbol]) for symbol in profile.frames.symbol.tolist()]
+    # The last one is that of index -1.
+    return np.array([*map(bool, profile.strings), False], bool)[profile.frames.symbol]
+
+
+def frame_names(profile: Profile) -> tuple[list[str], I32]:
+    """The names to show where there is room for nothing else, and int32, for each frame which of them is its.
+
+    A name is the symbol, or the address as sampled. Printable, see :func:`escape`.
+    """
+    frames = profile.frames
+    named = has_symbol(profile)
+    nameless = np.flatnonzero(~named)
+    address = np.where(frames.mode[nameless] == Mode.NONE, np.uint64(0), frames.address[nameless])
+    is_code = (frames.mode[nameless] != Mode.NONE).astype(np.uint8)
+    first, which = distinct_rows(is_code, address)
+    names = [escape(string) for string in profile.strings]
+    number = frames.symbol.copy()
+    number[nameless] = len(names) + which
+    names += [f"{value:#x}" if code else "[unknown]" for code, value in zip(is_code[first].tolist(), address[first].tolist(), strict=True)]
+    return names, number
 
 
 def display_names(profile: Profile) -> list[str]:
-    """For each frame the name to show where there is room for nothing else: the symbol, or the address as sampled. Printable, see :func:`escape`."""
-    frames: Frames = profile.frames
-    safe = [escape(string) for string in profile.strings]
-    rows = zip(has_symbol(profile), frames.symbol.tolist(), frames.address.tolist(), frames.mode.tolist(), strict=True)
-    return [safe[symbol] if named else "[unknown]" if mode == Mode.NONE else f"{address:#x}" for named, symbol, address, mode in rows]
+    """For each frame the name of :func:`frame_names`."""
+    names, number = frame_names(profile)
+    return [names[one] for one in number.tolist()]
+
+
+def pieces(texts: Iterable[bytes]) -> tuple[bytes, I64]:
+    """The texts one behind the other, and int64, where each of them ends."""
+    held = list(texts)
+    return b"".join(held), np.cumsum(np.array([len(text) for text in held], np.int64), dtype=np.int64)

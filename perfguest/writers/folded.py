@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 import numpy as np
 
+from perfguest import _native
 from perfguest.errors import UsageError
-from perfguest.profile import Profile
-from perfguest.writers.columns import display_names, unique_rows
+from perfguest.profile import I32, I64, Profile
+from perfguest.rows import distinct_lists, distinct_rows, select_lists
+from perfguest.writers.columns import frame_names, pieces
 from perfguest.writers.text import escape, escape_matches
 
 Weight = Literal["samples", "period"]
@@ -28,19 +31,51 @@ def write(profile: Profile, out: BinaryIO, weight: Weight = "samples") -> None:
     samples = profile.samples
     if weight == "period" and len(np.unique(samples.event)) > 1:
         raise UsageError("periods of different events cannot be added up", "weigh by samples, or convert a recording of one event")
-    comm = np.where(samples.vm < 0, samples.comm, -1)
-    first, kind = unique_rows(samples.stack, comm)
-    totals = np.zeros(len(first), np.int64)
-    np.add.at(totals, kind, samples.period if weight == "period" else 1)
-
-    names = [_frame_text(name) for name in display_names(profile)]
+    comm = np.where(samples.vm < 0, samples.comm, -1).astype(np.int32)
+    first, kind = distinct_rows(samples.stack, comm)
+    names, name = frame_names(profile)
+    threads, thread = np.unique(comm[first], return_inverse=True)
+    numbers: dict[str, int] = {}
+    texts = np.array([numbers.setdefault(_frame_text(text), len(numbers)) for text in names], np.int32)
+    roots = np.array([numbers.setdefault(_frame_text(escape(profile.strings[one])), len(numbers)) if one >= 0 else -1 for one in threads.tolist()], np.int32)
+    paths = _Paths(profile.stacks.start, texts[name][profile.stacks.frames], samples.stack[first], roots[thread])
     counts: defaultdict[bytes, int] = defaultdict(int)
-    for stack, thread, total in zip(samples.stack[first].tolist(), comm[first].tolist(), totals.tolist(), strict=True):
-        path = [names[frame] for frame in profile.stacks.of(stack)[::-1].tolist()]
-        if thread >= 0:
-            path.insert(0, _frame_text(escape(profile.strings[thread])))
-        counts[";".join(path).encode() or b"[unknown]"] += total
-    out.writelines(b"%b %d\n" % (line, counts[line]) for line in sorted(counts))
+    for line, total in zip(*paths.lines(list(numbers), _totals(kind, len(first), samples.period if weight == "period" else None)), strict=True):
+        counts[line or b"[unknown]"] += total
+    out.writelines([b"%b %d\n" % (line, counts[line]) for line in sorted(counts)])
+
+
+def _totals(kind: I32, kinds: int, weights: I64 | None) -> I64:
+    if weights is None:
+        return np.bincount(kind, minlength=kinds).astype(np.int64)
+    totals = np.zeros(kinds, np.int64)
+    np.add.at(totals, kind, weights)
+    return totals
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Stacks as numbers of texts, leaf first: ``text[start[stack]:start[stack + 1]]``, and then ``root``, if that is none of -1, of each path."""
+
+    start: I64
+    text: I32
+    stack: I32
+    root: I32
+
+    def lines(self, texts: list[str], totals: I64) -> tuple[list[bytes], list[int]]:
+        """The different paths as lines, and the sum of the ``totals`` of each: many addresses have the same name."""
+        at, length = self.start[:-1][self.stack], np.diff(self.start)[self.stack]
+        first, kind = distinct_lists((self.root,), self.text, 4 * at, 4 * length)
+        sums = np.zeros(len(first), np.int64)
+        np.add.at(sums, kind, totals)
+        root = self.root[first]
+        start, rows = select_lists(self.start, self.stack[first])
+        ends = start + np.concatenate([np.zeros(1, np.int64), np.cumsum(root >= 0)])
+        items = np.empty(ends[-1], np.int32)
+        # Every path moves by as many places as there are roots before it.
+        items[np.arange(len(rows)) + np.repeat(ends[:-1] - start[:-1], np.diff(start))] = self.text[rows]
+        items[ends[1:][root >= 0] - 1] = root[root >= 0]
+        return _native.fold(ends, items, *pieces(text.encode() for text in texts)).split(b"\n")[:-1], sums.tolist()
 
 
 def _frame_text(name: str) -> str:

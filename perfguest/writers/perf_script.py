@@ -13,11 +13,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from perfguest.profile import U64, Mapping, Mode, Profile
-from perfguest.writers.columns import blocks, has_symbol, unique_rows
+from perfguest import _native
+from perfguest.profile import I32, I64, U64, Mapping, Mode, Profile
+from perfguest.rows import distinct_rows
+from perfguest.writers.columns import blocks, has_symbol, pieces
 from perfguest.writers.text import escape, escape_matches
 
-_BLOCK = 4096
+_BLOCK = 1 << 16
 
 # The thread's name ends where a number stands alone; ``#`` begins a comment; what is left of it must not look like a separator of folded stacks.
 _COMM_HAZARDS = re.compile(r"^[#\s]|\s(?=\d+/*\d*(?:\s|$))|\s$|;")
@@ -29,41 +31,22 @@ _LABEL_HAZARDS = re.compile(r"^\s|[(;]|(?<=-)>|\s$")
 
 def write(profile: Profile, out: BinaryIO) -> None:
     """Writes all samples to ``out``, in their order."""
-    samples = profile.samples
-    lines = _frame_lines(profile)
+    samples, stacks = profile.samples, profile.stacks
+    lines = pieces(_frame_lines(profile))
     threads, thread = _thread_texts(profile)
     width = max(map(len, profile.events), default=0)
-    events = [_event_text(event).rjust(width).encode() + b": \n" for event in profile.events]
+    events = pieces(_event_text(event).rjust(width).encode() + b": \n" for event in profile.events)
     for block in blocks(len(samples), _BLOCK):
-        stacks, stack = np.unique(samples.stack[block], return_inverse=True)
-        bodies = [b"".join([lines[frame] for frame in profile.stacks.of(one).tolist()]) + b"\n" for one in stacks.tolist()]
-        seconds, nanoseconds = np.divmod(samples.time[block], 1_000_000_000)
-        rows = zip(
-            thread[block].tolist(),
-            samples.cpu[block].tolist(),
-            seconds.tolist(),
-            (nanoseconds // 1000).tolist(),
-            samples.period[block].tolist(),
-            samples.event[block].tolist(),
-            stack.tolist(),
-            strict=True,
-        )
-        out.write(
-            b"".join(
-                [
-                    b"%b[%03d] %12b: %10d %b%b" % (threads[who], cpu, b"%5d.%06d" % (second, microsecond), period, events[event], bodies[where])
-                    for who, cpu, second, microsecond, period, event, where in rows
-                ]
-            )
-        )
+        columns = (thread[block], samples.cpu[block], samples.time[block], samples.period[block], samples.event[block], samples.stack[block])
+        out.write(_native.script(columns, (stacks.start, stacks.frames), lines, threads, events))
 
 
-def _thread_texts(profile: Profile) -> tuple[list[bytes], np.ndarray[tuple[int], np.dtype[np.intp]]]:
+def _thread_texts(profile: Profile) -> tuple[tuple[bytes, I64], I32]:
     """The beginnings of header lines, and for each sample which of them is its."""
     samples = profile.samples
-    first, kind = unique_rows(samples.comm, samples.pid, samples.tid)
+    first, kind = distinct_rows(samples.comm, samples.pid, samples.tid)
     rows = zip(samples.comm[first].tolist(), samples.pid[first].tolist(), samples.tid[first].tolist(), strict=True)
-    return [f"{_comm_text(profile.strings[comm], tid)} {pid:5d}/{tid:<5d} ".encode() for comm, pid, tid in rows], kind
+    return pieces(f"{_comm_text(profile.strings[comm], tid)} {pid:5d}/{tid:<5d} ".encode() for comm, pid, tid in rows), kind
 
 
 def _comm_text(comm: str, tid: int) -> str:
@@ -86,7 +69,7 @@ def _frame_lines(profile: Profile) -> list[bytes]:
     rows = zip(
         _printed_addresses(profile).tolist(),
         frames.mode.tolist(),
-        has_symbol(profile),
+        has_symbol(profile).tolist(),
         frames.symbol.tolist(),
         frames.offset.tolist(),
         frames.mapping.tolist(),

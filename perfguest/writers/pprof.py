@@ -14,12 +14,16 @@ from typing import BinaryIO
 
 import numpy as np
 
+from perfguest import _native
 from perfguest.profile import I32, I64, U8, Mode, Profile, Samples
 from perfguest.proto import profile_pb2 as pb
-from perfguest.writers.columns import Indices, blocks, has_symbol, is_clock, unique_rows
+from perfguest.rows import distinct_rows
+from perfguest.writers.columns import blocks, has_symbol, is_clock, pieces
 from perfguest.writers.text import escape
 
-_BLOCK = 4096
+_BLOCK = 1 << 16
+# The fastest, as Go's own profiles have it: the best takes seven times as long, and makes an eighth less of it.
+_LEVEL = 1
 
 
 @dataclass
@@ -40,19 +44,19 @@ def write(profile: Profile, out: BinaryIO) -> None:
     ``vcpu``, ``cpu``, ``pid``, ``tid``, ``comm``, ``event``; and of the guest's running thread, where it is known, ``guest_comm``, ``guest_pid``, ``guest_tid``
     and ``cgroup``.
     """
-    with gzip.GzipFile(filename="", mode="wb", fileobj=out, mtime=0) as packed:
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=out, mtime=0) as packed:
         for message in _messages(profile):
-            packed.write(message.SerializeToString(deterministic=True))
+            packed.write(message)
 
 
-def _messages(profile: Profile) -> Iterator[pb.Profile]:
+def _messages(profile: Profile) -> Iterator[bytes]:
     """Pieces of the profile: messages that follow one another are one message with all their fields."""
     strings = _StringTable()
-    yield _head(profile, strings)
-    yield from _mappings(profile, strings)
+    yield _head(profile, strings).SerializeToString(deterministic=True)
+    yield _mappings(profile, strings).SerializeToString(deterministic=True)
     yield from _locations(profile, strings)
     yield from _samples(profile, strings)
-    yield pb.Profile(string_table=strings.indices)
+    yield pb.Profile(string_table=strings.indices).SerializeToString(deterministic=True)
 
 
 def _head(profile: Profile, strings: _StringTable) -> pb.Profile:
@@ -88,10 +92,11 @@ def _value_type(strings: _StringTable, name: str, unit: str) -> pb.ValueType:
     return pb.ValueType(type=strings[name], unit=strings[unit])
 
 
-def _mappings(profile: Profile, strings: _StringTable) -> Iterator[pb.Profile]:
+def _mappings(profile: Profile, strings: _StringTable) -> pb.Profile:
     """Mapping *i* has the id *i* + 1; one more is for frames of no mapping."""
+    part = pb.Profile()
     for index, mapping in enumerate(profile.mappings):
-        one = pb.Mapping(
+        part.mapping.add(
             id=index + 1,
             memory_start=mapping.start,
             memory_limit=mapping.limit,
@@ -100,52 +105,46 @@ def _mappings(profile: Profile, strings: _StringTable) -> Iterator[pb.Profile]:
             build_id=strings[escape(mapping.build_id)],
             has_functions=True,
         )
-        yield pb.Profile(mapping=[one])
-    yield pb.Profile(mapping=[pb.Mapping(id=len(profile.mappings) + 1, filename=strings["[unknown]"], has_functions=True)])
+    part.mapping.add(id=len(profile.mappings) + 1, filename=strings["[unknown]"], has_functions=True)
+    return part
 
 
-def _locations(profile: Profile, strings: _StringTable) -> Iterator[pb.Profile]:
+def _locations(profile: Profile, strings: _StringTable) -> Iterator[bytes]:
     """Frame *i* is the location *i* + 1.
 
     pprof adds up functions of equal names, a host's do_syscall_64 and its guest's too, unless it is asked for ``-filefunctions``: so the mapping is the file.
     """
     frames = profile.frames
-    functions: dict[tuple[int, int], int] = {}
-    safe = [escape(string) for string in profile.strings]
-    files = [escape(mapping.name) for mapping in profile.mappings] + ["[unknown]"]
-    named = np.array(has_symbol(profile), bool) | (frames.mode == Mode.NONE)
+    named = np.flatnonzero(has_symbol(profile) | (frames.mode == Mode.NONE))
+    # A program has a mapping for each process that runs it. The last one is that of no mapping.
+    files: dict[str, int] = {}
+    numbers = [files.setdefault(name, len(files)) for name in [*(escape(one.name) for one in profile.mappings), "[unknown]"]]
+    file = np.array(numbers, np.int32)[frames.mapping[named]]
+    first, which = distinct_rows(frames.symbol[named], file)
+    function = np.zeros(len(frames), np.int64)
+    function[named] = which + 1
+    mapping = np.where(frames.mapping >= 0, frames.mapping, len(profile.mappings)).astype(np.int64) + 1
     for block in blocks(len(frames), _BLOCK):
-        part = pb.Profile()
-        rows = zip(*(column[block].tolist() for column in (named, frames.symbol, frames.mapping, frames.address)), strict=True)
-        for index, (has_name, symbol, mapping, address) in enumerate(rows, block.start):
-            location = part.location.add(id=index + 1, address=address, mapping_id=(mapping if mapping >= 0 else len(profile.mappings)) + 1)
-            if not has_name:
-                continue
-            key = (symbol, mapping)
-            if key not in functions:
-                functions[key] = len(functions) + 1
-                name = strings[(safe[symbol] if symbol >= 0 else "") or "[unknown]"]
-                part.function.add(id=functions[key], name=name, system_name=name, filename=strings[files[mapping]])
-            location.line.add(function_id=functions[key])
-        yield part
+        yield _native.pprof_locations(block.start + 1, frames.address[block], mapping[block], function[block])
+    texts, part = list(files), pb.Profile()
+    for number, (symbol, place) in enumerate(zip(frames.symbol[named[first]].tolist(), file[first].tolist(), strict=True), 1):
+        name = strings[(escape(profile.strings[symbol]) if symbol >= 0 else "") or "[unknown]"]
+        part.function.add(id=number, name=name, system_name=name, filename=strings[texts[place]])
+    yield part.SerializeToString(deterministic=True)
 
 
-def _samples(profile: Profile, strings: _StringTable) -> Iterator[pb.Profile]:
-    samples = profile.samples
-    labels_first, labels = unique_rows(*_label_columns(samples))
-    label_bytes = [pb.Sample(label=one).SerializeToString() for one in _labels(profile, labels_first, strings)]
-    first, kind = unique_rows(samples.stack, labels)
+def _samples(profile: Profile, strings: _StringTable) -> Iterator[bytes]:
+    samples, stacks = profile.samples, profile.stacks
+    labels_first, labels = distinct_rows(*_label_columns(samples))
+    texts = pieces(pb.Sample(label=one).SerializeToString(deterministic=True) for one in _labels(profile, labels_first, strings))
+    first, kind = distinct_rows(samples.stack, labels)
     values = _values(profile, kind, len(first))
     for block in blocks(len(first), _BLOCK):
-        part = pb.Profile()
-        rows = zip(samples.stack[first[block]].tolist(), labels[first[block]].tolist(), values[block].tolist(), strict=True)
-        for stack, label, value in rows:
-            one = part.sample.add(location_id=(profile.stacks.of(stack) + 1).tolist(), value=value)
-            one.MergeFromString(label_bytes[label])
-        yield part
+        rows = first[block]
+        yield _native.pprof_samples(samples.stack[rows], labels[rows], values[block], stacks.start, stacks.frames, *texts)
 
 
-def _values(profile: Profile, kind: Indices, kinds: int) -> I64:
+def _values(profile: Profile, kind: I32, kinds: int) -> I64:
     """Shape (kinds, 1 + events): how many samples each kind has, and the sum of their periods in the column of their event."""
     samples = profile.samples
     values = np.zeros((kinds, 1 + len(profile.events)), np.int64)
@@ -159,7 +158,7 @@ def _label_columns(samples: Samples) -> tuple[I32 | U8, ...]:
     return (*host, samples.guest_comm, samples.guest_pid, samples.guest_tid, samples.cgroup)
 
 
-def _labels(profile: Profile, rows: Indices, strings: _StringTable) -> Iterator[list[pb.Label]]:
+def _labels(profile: Profile, rows: I64, strings: _StringTable) -> Iterator[list[pb.Label]]:
     # The empty one at the end is that of index -1.
     names = [*profile.strings, ""]
     columns = (column[rows].tolist() for column in _label_columns(profile.samples))

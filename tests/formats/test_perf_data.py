@@ -20,6 +20,8 @@ from perfguest.formats.perf_data import PerfData, read_perf_data
 from perfguest.formats.perf_timeline import latest
 from perfguest.formats.zstd_stream import decompress_stream
 
+# PERF_RECORD_AUXTRACE of tools/perf/util/event.h in the kernel's source.
+_AUXTRACE = 71
 _WORKLOAD = ["sh", "-c", "seq 100000 | sort -n | sha1sum >/dev/null"]
 
 
@@ -204,13 +206,15 @@ def test_losses_and_throttling_are_counted(whole: bytes, scratch: Path) -> None:
 def test_aux_data_behind_its_record_is_stepped_over(whole: bytes, scratch: Path) -> None:
     start, size = _data_section(whole)
     garbage = b"\xff" * 21
-    auxtrace = struct.pack("<IHHQQQIIII", perf_records.AUXTRACE, 0, 48, len(garbage), 0, 0, 0, 0, 0, 0) + garbage
+    auxtrace = struct.pack("<IHHQQQIIII", _AUXTRACE, 0, 48, len(garbage), 0, 0, 0, 0, 0, 0) + garbage
     data = bytearray(whole[:start] + auxtrace + whole[start : start + size])
     struct.pack_into("<Q", data, 48, size + len(auxtrace))
     data[72:104] = bytes(32)
     # All records behind it are no longer aligned.
-    read, before = _read(scratch, bytes(data)), _read(scratch, whole)
-    assert read.samples.chain.tolist() == before.samples.chain.tolist()
+    before = _read(scratch, whole)
+    chain = before.samples.chain.tolist()
+    read = _read(scratch, bytes(data))
+    assert read.samples.chain.tolist() == chain
     assert read.samples.time.tolist() == before.samples.time.tolist()
     assert read.comms.comm == before.comms.comm
 

@@ -291,7 +291,7 @@ def _made_up(events: list[tuple[str, int, int, int]]) -> PerfData:
     child, parent = signed("fork", 1), signed("fork", 2)
     forks = Tasks(column("fork", 4, np.int64), column("fork", 4, np.int64), child, parent, child, parent, np.zeros(len(child), bool))
     none = np.zeros(0, np.int64)
-    samples = Samples(*([none] * 12))
+    samples = Samples(*([none] * 13))
     return PerfData("made-up", Header(), (), samples, comms, mmaps, forks, forks, 0, 0, 0, 0, ())
 
 

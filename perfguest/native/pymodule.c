@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The Python binding; perfguest/_native.pyi tells of its use. */
+#include "pyreading.h"
+#include "pywriting.h"
+
+static PyMethodDef methods[] = {
+	{ "walk_records", pg_py_walk_records, METH_VARARGS, NULL },
+	{ "gather", pg_py_gather, METH_VARARGS, NULL },
+	{ "distinct", pg_py_distinct, METH_VARARGS, NULL },
+	{ "callchain_frames", pg_py_callchain_frames, METH_VARARGS, NULL },
+	{ "fold", pg_py_fold, METH_VARARGS, NULL },
+	{ "pprof_locations", pg_py_pprof_locations, METH_VARARGS, NULL },
+	{ "pprof_samples", pg_py_pprof_samples, METH_VARARGS, NULL },
+	{ "script", pg_py_script, METH_VARARGS, NULL },
+	{ NULL, NULL, 0, NULL },
+};
+
+static struct PyModuleDef native_module = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "perfguest._native",
+	.m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+	return PyModuleDef_Init(&native_module);
+}
