@@ -49,7 +49,7 @@ def load_profile(recording: Path, options: ConvertOptions | None = None) -> Prof
     unique, of_sample, example = _unique_stacks(joined, host, found, kernels)
     names = FrameNames(unique.frames)
     sample = example[unique.holder]
-    _name_host(names, host, joined.perf.samples.time[sample], joined.perf.samples.pid[sample])
+    names.set_host(host, joined.perf.samples.time[sample], joined.perf.samples.pid[sample])
     _name_guest(names, guest, joined, kernels)
     names.set_roots([vm.name for vm in joined.vms], _thread_names(joined), joined.tasks.comms)
     samples = _samples(joined, of_sample, names)
@@ -141,13 +141,6 @@ def _root(which: npt.NDArray[np.bool_], number: I32, space: int) -> RawStacks:
         np.zeros(count, np.uint8), np.full(count, space, np.int64), number[which].astype(np.uint64), np.zeros(count, bool), np.zeros(count, bool)
     )
     return RawStacks(start, frames)
-
-
-def _name_host(names: FrameNames, host: HostSymbols, times: I64, pids: I32) -> None:
-    """``times``, ``pids``: for each frame those of a sample that it occurs in."""
-    kernel, user = names.rows(Mode.HOST_KERNEL), names.rows(Mode.HOST_USER)
-    names.set(kernel, host.resolve_kernel(names.looked_up(kernel)))
-    names.set(user, host.resolve_user(pids[user], times[user], names.looked_up(user)))
 
 
 def _name_guest(names: FrameNames, guest: GuestSymbols, joined: Joined, kernels: KernelSpaces) -> None:

@@ -17,10 +17,8 @@ from perfguest.formats.perf_data import PerfData, read_perf_data
 from perfguest.formats.recording import RecordingPaths, read_recording
 from perfguest.profile import I32, I64, U8, U64, Mode, Vm
 from perfguest.proto import recording_pb2 as pb
+from perfguest.stacks import sample_modes
 from perfguest.symbols.guest_tasks import GuestTasks, guest_tasks
-
-#: ``misc & PERF_RECORD_MISC_CPUMODE_MASK`` (include/uapi/linux/perf_event.h) to :class:`Mode`; the hypervisor's own mode is none of ours.
-_CPUMODES = np.array([Mode.NONE, Mode.HOST_KERNEL, Mode.HOST_USER, Mode.NONE, Mode.GUEST_KERNEL, Mode.GUEST_USER, Mode.NONE, Mode.NONE], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def join(recording: Path, window: int) -> Joined:
     if not meta.complete:
         notes.append("the recorder did not end as it should; this is what was written until then")
     samples, records = perf.samples, stream.samples
-    mode = _CPUMODES[samples.cpumode & 7]
+    mode = sample_modes(samples.cpumode)
     record = _pair(perf, stream, mode, window, notes)
     mode = _true_modes(mode, record, perf, stream)
     vms = [Vm(vm.pid, vm.name) for vm in meta.vms]

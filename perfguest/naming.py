@@ -10,6 +10,7 @@ import numpy as np
 from perfguest.profile import I32, I64, Frames, Mapping, Mode
 from perfguest.rows import distinct_rows
 from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, RawFrames
+from perfguest.symbols.host import HostSymbols
 from perfguest.symbols.resolved import Resolved
 
 _ROOT_MAPPINGS = {SPACE_VM: "[vm]", SPACE_THREAD: "[thread]", SPACE_GUEST_THREAD: "[guest-thread]"}
@@ -60,6 +61,12 @@ class FrameNames:
             return -1
         found = resolved.dsos[dso]
         return self.mappings.setdefault((found.name, found.build_id, start, limit, pgoff), len(self.mappings))
+
+    def set_host(self, host: HostSymbols, times: I64, pids: I32) -> None:
+        """Names for the host's frames. ``times``, ``pids``: for each frame those of a sample that it occurs in."""
+        kernel, user = self.rows(Mode.HOST_KERNEL), self.rows(Mode.HOST_USER)
+        self.set(kernel, host.resolve_kernel(self.looked_up(kernel)))
+        self.set(user, host.resolve_user(pids[user], times[user], self.looked_up(user)))
 
     def set_roots(self, vm_names: list[str], thread_names: dict[int, str], guest_names: list[str]) -> None:
         """Names for the frames that are no code: VMs, threads, and the guest's threads, of which the frame has the number of the name."""

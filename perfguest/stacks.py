@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest import _native
-from perfguest.profile import I32, I64, U8, U64
+from perfguest.profile import I32, I64, U8, U64, Mode
 from perfguest.rows import distinct_lists, distinct_rows, select_lists
 
 if TYPE_CHECKING:
@@ -18,8 +18,17 @@ if TYPE_CHECKING:
 
 BOOL = npt.NDArray[np.bool_]
 
+#: ``misc & PERF_RECORD_MISC_CPUMODE_MASK`` (include/uapi/linux/perf_event.h) to :class:`Mode`; the hypervisor's own mode is none of ours.
+_CPUMODES = np.array([Mode.NONE, Mode.HOST_KERNEL, Mode.HOST_USER, Mode.NONE, Mode.GUEST_KERNEL, Mode.GUEST_USER, Mode.NONE, Mode.NONE], np.uint8)
+
 #: ``RawFrames.space`` of frames that are no code: what their address is the number of.
 SPACE_VM, SPACE_THREAD, SPACE_GUEST_THREAD = 1, 2, 3
+
+
+def sample_modes(cpumode: U8) -> U8:
+    """The :class:`Mode` of samples of these cpumodes."""
+    modes: U8 = _CPUMODES[cpumode & 7]
+    return modes
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,11 @@ from typing import BinaryIO
 
 import click
 
-from perfguest.convert import ConvertOptions, load_profile
 from perfguest.errors import PerfguestError, UsageError
-from perfguest.guest_stacks import Unwinding
+from perfguest.host_profile import load_host_profile
 from perfguest.private_directory import cache_directory
 from perfguest.profile import Profile
 from perfguest.selection import Selection, select
-from perfguest.symbols.guest import GuestSymbolOptions
 from perfguest.writers.text import escape
 
 #: Format to (module of the writer, where it goes unless -o says so).
@@ -110,6 +108,8 @@ def convert(
 ) -> None:
     """Join and name the stacks of RECORDING (perfguest.data), and write them.
 
+    RECORDING may be a perf.data of `perf record` as well, of a host with or without guests: then it is the host's stacks that are named and written.
+
     A stack reads, from its root: the VM, the vCPU's thread, the guest's thread, then the guest's user functions and its kernel's.
     What the host did in the VM's threads stands under the same thread.
 
@@ -125,9 +125,13 @@ def convert(
     module, place = _FORMATS[form or "script"]
     if weight and form != "folded":
         raise UsageError("--weight is for --folded", "The other formats hold the samples and their periods.")
-    symbols = GuestSymbolOptions(kallsyms=guestkallsyms, vmlinux=guestvmlinux, mounts=guestmount, binaries=guest_binary)
-    unwinding = Unwinding(unwind, cache_directory("guest-tables") if keep_tables else None)
-    profile = load_profile(recording, ConvertOptions(guest=symbols, host_root=host_root, unwinding=unwinding))
+    guest_files = {"kallsyms": guestkallsyms, "vmlinux": guestvmlinux, "mounts": guestmount, "binaries": guest_binary}
+    if recording.is_dir() or not recording.exists():
+        profile = _load(recording, guest_files, host_root, unwind, cache_directory("guest-tables") if keep_tables else None)
+    elif any(guest_files.values()):
+        raise UsageError(f"{recording} holds no guests' stacks", "Files of guests are for what `perfguest record` wrote: give its directory.")
+    else:
+        profile = load_host_profile(recording, host_root)
     profile = select(profile, Selection(guest_comm, guest_pid, cgroup))
     write: Callable[..., None] = importlib.import_module(f"perfguest.writers.{module}").write
     extra = {"weight": weight} if weight else {}
@@ -136,6 +140,16 @@ def convert(
         write(profile, out, **extra)
     if not quiet:
         _summary(profile, target)
+
+
+def _load(recording: Path, guest_files: dict[str, tuple[str, ...]], host_root: Path, how: str, kept: Path | None) -> Profile:
+    # Late: a perf.data alone takes less than what is loaded for guests.
+    from perfguest.convert import ConvertOptions, load_profile
+    from perfguest.guest_stacks import Unwinding
+    from perfguest.symbols.guest import GuestSymbolOptions
+
+    options = ConvertOptions(guest=GuestSymbolOptions(**guest_files), host_root=host_root, unwinding=Unwinding(how, kept))
+    return load_profile(recording, options)
 
 
 @contextmanager

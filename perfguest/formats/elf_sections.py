@@ -75,7 +75,7 @@ class ElfSections:
     def build_id(self) -> str:
         """Hexadecimal, empty if there is none."""
         for number in np.flatnonzero(self.table["type"] == SHT_NOTE).tolist():
-            found = _build_id(self.content(number))
+            found = note_build_id(self.content(number))
             if found:
                 return found
         return ""
@@ -111,7 +111,8 @@ def string_at(strings: bytes, offset: int) -> str:
     return strings[offset : max(strings.find(b"\0", offset, offset + _MAX_NAME), 0)].decode("utf-8", "backslashreplace")
 
 
-def _build_id(notes: bytes) -> str:
+def note_build_id(notes: bytes) -> str:
+    """The build id among the contents of a section of notes, hexadecimal; empty if it is not there."""
     at = 0
     while at + 12 <= len(notes):
         name_size, size, kind = struct.unpack_from("<III", notes, at)

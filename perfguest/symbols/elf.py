@@ -1,32 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions of an ELF file: from .symtab, .dynsym, the PLT, .gnu_debugdata, Go's pclntab, and a separate file of debug information.
 
-pyelftools finds the parts; tables are read from their bytes, as one object per symbol is too slow for files with hundreds of thousands.
+Tables are read from their bytes, as one object per symbol is too slow for files with hundreds of thousands.
 """
 
 from __future__ import annotations
 
 import io
 import lzma
-from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import NoteSection, Section
-from elftools.elf.segments import NoteSegment
-from elftools.elf.segments import Segment as ElfSegment
 
 from perfguest.errors import FormatError
 from perfguest.symbols.elf_dynamic import DynamicTables, dynamic_tables
+from perfguest.symbols.elf_parts import PT_LOAD, SHF_EXECINSTR, SHT_DYNSYM, SHT_NULL, SHT_SYMTAB, ElfParts, Section, read_parts
 from perfguest.symbols.gopclntab import GoFunctions, go_functions
-from perfguest.symbols.plt import Bool, complete_string, plt_symbols, section_bytes, section_present
-from perfguest.symbols.sparse_elf import SparseFile
-from perfguest.symbols.table import GLOBAL, I32, LOCAL, U8, U64, WEAK, RawSymbols, SymbolTable, build_table
+from perfguest.symbols.names import Names
+from perfguest.symbols.plt import plt_symbols
+from perfguest.symbols.sparse_elf import Bool, SparseFile
+from perfguest.symbols.table import GLOBAL, LOCAL, U8, U64, WEAK, RawSymbols, SymbolTable, build_table
 
 _SYMBOL_64 = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")])
 _SYMBOL_32 = np.dtype([("name", "<u4"), ("value", "<u4"), ("size", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2")])
@@ -34,8 +31,8 @@ _STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
 _STB_TO_BINDING = np.array([LOCAL, GLOBAL, WEAK] + [GLOBAL] * 13, np.uint8)
 _STV_INTERNAL, _STV_HIDDEN = 1, 2
 _FIRST_RESERVED_SECTION = 0xFF00
-_SHF_EXECINSTR = 4
 _SHN_UNDEF = 0
+_SYMBOL_TABLES = {SHT_SYMTAB, SHT_DYNSYM}
 
 # .gnu_debugdata holds symbols only.
 _MAX_DEBUGDATA_BYTES = 1 << 28
@@ -120,7 +117,7 @@ class _Symbols:
     size: U64
     binding: U8
     label: npt.NDArray[np.bool_]
-    names: list[str]
+    names: Names
 
 
 @dataclass(frozen=True)
@@ -151,110 +148,56 @@ def _debug_file(build_id: str, root: str) -> Path | None:
 
 
 def _read_parts(name: str, stream: BinaryIO | SparseFile) -> _Parts:
-    # pyelftools trusts what it reads: a damaged file makes it fail in any way.
+    # What a damaged file says of itself leads anywhere.
     try:
-        elf = _open(name, stream)
-        sections = list(elf.iter_sections())
-        symbols = [_table_symbols(elf, section) for section in sections if section["sh_type"] in {"SHT_SYMTAB", "SHT_DYNSYM"}]
-        symbols.append(_plain(plt_symbols(elf, sections)))
+        elf = read_parts(name, stream)
+        symbols = [_table_symbols(elf, section) for section in elf.sections if section.type in _SYMBOL_TABLES]
+        symbols.append(_plain(plt_symbols(elf)))
         notes: tuple[str, ...] = ()
-        if not any(section["sh_type"] == "SHT_SYMTAB" and section_present(section, section["sh_size"]) is None for section in sections):
+        if not any(section.type == SHT_SYMTAB and section.present(section.size) is None for section in elf.sections):
             found = go_functions(elf, stream if isinstance(stream, SparseFile) else None)
             symbols.append(_go(found))
             if found.missing:
                 notes = (f"{name}: {found.missing} of {found.missing + len(found.names)} functions of Go have no names: pages of its table are missing",)
-        for section in sections:
-            if section.name == ".gnu_debugdata" and section_present(section, section["sh_size"]) is None:
-                symbols.append(_debugdata(name, section_bytes(section)))
-        code = [section for section in sections if section["sh_flags"] & _SHF_EXECINSTR]
-        ends = np.unique(np.array([section["sh_addr"] + section["sh_size"] for section in code], np.uint64))
+        for section in elf.sections:
+            if section.name == ".gnu_debugdata" and section.present(section.size) is None:
+                symbols.append(_debugdata(name, section.content()))
+        ends = np.unique(np.array([section.address + section.size for section in elf.sections if section.flags & SHF_EXECINSTR], np.uint64))
         joined = _join(symbols)
-        if isinstance(stream, SparseFile) and _lacks_symbols(elf, stream, sections):
+        if isinstance(stream, SparseFile) and _lacks_symbols(elf, stream):
             tables = dynamic_tables(elf, stream)
-            joined = _sized(_join([joined, _columns(tables, elf.elfclass, np.zeros(1 << 16, bool))] if tables else [joined]))
-        return _Parts(_build_id(elf), tuple(_segments(elf)), joined, ends, notes)
+            joined = _sized(_join([joined, _columns(tables, elf.bits, np.zeros(1 << 16, bool))] if tables else [joined]))
+        segments = tuple(Segment(segment.offset, segment.vaddr, segment.size) for segment in elf.segments_of(PT_LOAD))
+        return _Parts(elf.build_id, segments, joined, ends, notes)
     except (FormatError, OSError):
         raise
     except Exception as error:
         raise FormatError(f"{name} is a damaged ELF file: {type(error).__name__}: {error}", "Its functions cannot be named.") from error
 
 
-def _lacks_symbols(elf: ELFFile, file: SparseFile, sections: list[Section]) -> bool:
+def _lacks_symbols(elf: ElfParts, file: SparseFile) -> bool:
     """Whether names that the file has are missing. Then a symbol without a size must not reach to the next one: another may stand between."""
-    if not file.present(elf["e_shoff"], elf.num_sections() * elf["e_shentsize"]).all():
+    if not file.present(elf.headers_at, elf.headers_bytes).all():
         return True
-    tables = [section for section in sections if section["sh_type"] in {"SHT_SYMTAB", "SHT_DYNSYM"} or section.name == ".gnu_debugdata"]
-    strings = [elf.get_section(section["sh_link"]) for section in tables]
-    return any(section_present(section, section["sh_size"]) is not None for section in [*tables, *strings] if section["sh_type"] != "SHT_NULL")
+    tables = [section for section in elf.sections if section.type in _SYMBOL_TABLES or section.name == ".gnu_debugdata"]
+    strings = [elf.sections[section.link] for section in tables]
+    return any(section.present(section.size) is not None for section in [*tables, *strings] if section.type != SHT_NULL)
 
 
 def _sized(symbols: _Symbols) -> _Symbols:
     rows = np.flatnonzero(symbols.size > 0)
-    names = [symbols.names[row] for row in rows.tolist()]
-    return _Symbols(symbols.start[rows], symbols.size[rows], symbols.binding[rows], symbols.label[rows], names)
+    return _Symbols(symbols.start[rows], symbols.size[rows], symbols.binding[rows], symbols.label[rows], symbols.names.take(rows))
 
 
-class _ElfFile(ELFFile):
-    # pyelftools makes a section or segment anew at each look at it, and that was most of what reading a file took.
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._sections: dict[int, Section] = {}
-        self._segments: dict[int, ElfSegment] = {}
-        super().__init__(stream)
-
-    def get_section(self, n: int, type: Container[str] | None = None) -> Section:
-        if type is not None:
-            return super().get_section(n, type)
-        if n not in self._sections:
-            self._sections[n] = super().get_section(n)
-        return self._sections[n]
-
-    def get_segment(self, n: int) -> ElfSegment:
-        if n not in self._segments:
-            self._segments[n] = super().get_segment(n)
-        return self._segments[n]
-
-
-def _open(name: str, stream: BinaryIO | SparseFile) -> ELFFile:
-    if stream.read(4) != b"\x7fELF":
-        raise FormatError(f"{name} is no ELF file")
-    size = stream.seek(0, io.SEEK_END)
-    elf = _ElfFile(cast(BinaryIO, stream))
-    if not elf.little_endian:
-        raise FormatError(f"{name} is a big-endian ELF file")
-    header = elf.header
-    # Tables that lie outside the file, or that do not advance, would be walked for ever.
-    tables = ((header["e_shoff"], header["e_shentsize"], elf.num_sections()), (header["e_phoff"], header["e_phentsize"], elf.num_segments()))
-    for offset, entry, count in tables:
-        if count and (entry < 32 or offset + entry * count > size):
-            raise FormatError(f"{name} is a damaged ELF file: its tables lie outside it", "Its functions cannot be named.")
-    return elf
-
-
-def _segments(elf: ELFFile) -> Iterator[Segment]:
-    for segment in elf.iter_segments("PT_LOAD"):
-        yield Segment(segment["p_offset"], segment["p_vaddr"], segment["p_filesz"])
-
-
-def _build_id(elf: ELFFile) -> str:
-    holders: Iterable[NoteSection | NoteSegment] = [part for part in elf.iter_sections("SHT_NOTE") if isinstance(part, NoteSection)]
-    for holder in [*holders, *(part for part in elf.iter_segments("PT_NOTE") if isinstance(part, NoteSegment))]:
-        for note in holder.iter_notes():
-            if note["n_type"] == "NT_GNU_BUILD_ID" and note["n_name"] == "GNU":
-                return str(note["n_desc"])
-    return ""
-
-
-def _table_symbols(elf: ELFFile, section: Section) -> _Symbols:
+def _table_symbols(elf: ElfParts, section: Section) -> _Symbols:
     """Functions and labels of a symbol table: defined, in a section of code, with a name."""
-    raw, linked = section_bytes(section), elf.get_section(section["sh_link"])
-    strings = section_bytes(linked)
-    tables = DynamicTables(raw, section_present(section, len(raw)), strings, section_present(linked, len(strings)))
+    raw, linked = section.content(), elf.sections[section.link]
+    strings = linked.content()
+    tables = DynamicTables(raw, section.present(len(raw)), strings, linked.present(len(strings)))
     code = np.zeros(1 << 16, bool)
-    for index, holder in enumerate(elf.iter_sections()):
-        if index < _FIRST_RESERVED_SECTION:
-            code[index] = bool(holder["sh_flags"] & _SHF_EXECINSTR)
-    return _columns(tables, elf.elfclass, code)
+    holders = elf.sections[:_FIRST_RESERVED_SECTION]
+    code[: len(holders)] = [bool(holder.flags & SHF_EXECINSTR) for holder in holders]
+    return _columns(tables, elf.bits, code)
 
 
 def _columns(tables: DynamicTables, width: int, code: Bool) -> _Symbols:
@@ -270,39 +213,39 @@ def _columns(tables: DynamicTables, width: int, code: Bool) -> _Symbols:
     if tables.symbols_there is not None:
         chosen &= tables.symbols_there[: count * layout.itemsize].reshape(count, -1).all(axis=1)
     rows = entries[chosen]
-    names = _strings(tables.strings, rows["name"].tolist())
+    # The first zero behind the beginning of each.
+    zeros = np.append(np.flatnonzero(np.frombuffer(tables.strings, np.uint8) == 0), len(tables.strings))
+    begin = rows["name"].astype(np.int64)
+    end = zeros[np.searchsorted(zeros, begin)]
     if tables.strings_there is not None:
-        there = [complete_string(tables.strings, tables.strings_there, start) for start in rows["name"].tolist()]
-        rows, names = rows[np.array(there, bool)], [name for name, complete in zip(names, there, strict=True) if complete]
+        # A name that is not wholly there ends at the first byte that is missing, which reads as zero.
+        there = np.append(tables.strings_there, False)[end]
+        rows, begin, end = rows[there], begin[there], end[there]
     return _Symbols(
         rows["value"].astype(np.uint64),
         rows["size"].astype(np.uint64),
         _STB_TO_BINDING[rows["info"] >> 4],
         (rows["info"] & 15) == _STT_NOTYPE,
-        names,
+        Names(tables.strings, begin, end),
     )
-
-
-def _strings(table: bytes, starts: list[int]) -> list[str]:
-    return [table[start : table.find(b"\0", start)].decode("utf-8", "replace") for start in starts]
 
 
 def _plain(found: list[tuple[int, int, str]]) -> _Symbols:
     columns = np.array([(start, size) for start, size, _ in found], np.uint64).reshape(-1, 2)
     count = len(found)
-    return _Symbols(columns[:, 0], columns[:, 1], np.full(count, WEAK, np.uint8), np.zeros(count, bool), [name for _, _, name in found])
+    return _Symbols(columns[:, 0], columns[:, 1], np.full(count, WEAK, np.uint8), np.zeros(count, bool), Names.of(name for _, _, name in found))
 
 
 def _go(found: GoFunctions) -> _Symbols:
     count = len(found.names)
-    return _Symbols(found.start, found.size, np.full(count, WEAK, np.uint8), np.zeros(count, bool), found.names)
+    return _Symbols(found.start, found.size, np.full(count, WEAK, np.uint8), np.zeros(count, bool), Names.of(found.names))
 
 
 def _debugdata(name: str, packed: bytes) -> _Symbols:
     """An ELF file with a symbol table and nothing else, in xz."""
     data = lzma.LZMADecompressor(memlimit=_MAX_DEBUGDATA_BYTES).decompress(packed, _MAX_DEBUGDATA_BYTES)
-    inner = _open(f"{name}'s .gnu_debugdata", io.BytesIO(data))
-    return _join([_table_symbols(inner, section) for section in inner.iter_sections() if section["sh_type"] == "SHT_SYMTAB"])
+    inner = read_parts(f"{name}'s .gnu_debugdata", io.BytesIO(data))
+    return _join([_table_symbols(inner, section) for section in inner.sections if section.type == SHT_SYMTAB])
 
 
 def _join(parts: list[_Symbols]) -> _Symbols:
@@ -311,7 +254,7 @@ def _join(parts: list[_Symbols]) -> _Symbols:
         np.concatenate([part.size for part in parts] or [np.zeros(0, np.uint64)]),
         np.concatenate([part.binding for part in parts] or [np.zeros(0, np.uint8)]),
         np.concatenate([part.label for part in parts] or [np.zeros(0, bool)]),
-        [name for part in parts for name in part.names],
+        Names.concatenate([part.names for part in parts]),
     )
 
 
@@ -326,6 +269,5 @@ def _table(path: str, sources: list[_Symbols], ends: U64) -> SymbolTable:
 
 
 def _raw(path: str, symbols: _Symbols, rows: npt.NDArray[np.intp]) -> RawSymbols:
-    dso: I32 = np.zeros(len(rows), np.int32)
-    names = [symbols.names[row] for row in rows.tolist()]
-    return RawSymbols(symbols.start[rows], symbols.size[rows], symbols.binding[rows], names, dso, (path,))
+    dso = np.zeros(len(rows), np.int32)
+    return RawSymbols(symbols.start[rows], symbols.size[rows], symbols.binding[rows], symbols.names.take(rows), dso, (path,))

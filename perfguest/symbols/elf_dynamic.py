@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from elftools.elf.elffile import ELFFile
 
-from perfguest.symbols.plt import Bool
-from perfguest.symbols.sparse_elf import SparseFile
+from perfguest.symbols.elf_parts import PT_DYNAMIC, PT_LOAD, ElfParts
+from perfguest.symbols.sparse_elf import Bool, SparseFile
 
 _DT_HASH, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT, _DT_GNU_HASH = 4, 5, 6, 10, 11, 0x6FFFFEF5
 _SYMBOL_BYTES = 24
@@ -30,12 +29,12 @@ class DynamicTables:
     strings_there: Bool | None
 
 
-def dynamic_tables(elf: ELFFile, file: SparseFile) -> DynamicTables | None:
+def dynamic_tables(elf: ElfParts, file: SparseFile) -> DynamicTables | None:
     """None where the file is no 64-bit one, has no dynamic symbols, or does not have the pages that say where they are."""
-    dynamic = next(elf.iter_segments("PT_DYNAMIC"), None)
-    if elf.elfclass != 64 or dynamic is None or dynamic["p_filesz"] > _MAX_DYNAMIC:
+    dynamic = next(iter(elf.segments_of(PT_DYNAMIC)), None)
+    if elf.bits != 64 or dynamic is None or dynamic.size > _MAX_DYNAMIC:
         return None
-    raw = _read(file, dynamic["p_offset"], dynamic["p_filesz"])
+    raw = _read(file, dynamic.offset, dynamic.size)
     pairs = np.frombuffer(raw or b"", "<u8", len(raw or b"") // 16 * 2).reshape(-1, 2)
     tags = {int(tag): int(value) for tag, value in pairs[::-1].tolist()}
     size = tags.get(_DT_STRSZ, 0)
@@ -54,10 +53,10 @@ def dynamic_tables(elf: ELFFile, file: SparseFile) -> DynamicTables | None:
     return DynamicTables(*parts[0], *parts[1])
 
 
-def _offset(elf: ELFFile, address: int) -> int | None:
-    for segment in elf.iter_segments("PT_LOAD"):
-        if segment["p_vaddr"] <= address < segment["p_vaddr"] + segment["p_filesz"] and address:
-            return int(address - segment["p_vaddr"] + segment["p_offset"])
+def _offset(elf: ElfParts, address: int) -> int | None:
+    for segment in elf.segments_of(PT_LOAD):
+        if segment.vaddr <= address < segment.vaddr + segment.size and address:
+            return address - segment.vaddr + segment.offset
     return None
 
 
@@ -73,7 +72,7 @@ def _words(file: SparseFile, offset: int, count: int) -> npt.NDArray[np.uint32] 
     return None if raw is None else np.frombuffer(raw, "<u4")
 
 
-def _count(elf: ELFFile, file: SparseFile, tags: dict[int, int]) -> int:
+def _count(elf: ElfParts, file: SparseFile, tags: dict[int, int]) -> int:
     """How many symbols there are, which only the hash tables tell; 0 if they do not."""
     plain = _offset(elf, tags.get(_DT_HASH, 0))
     if plain is not None:

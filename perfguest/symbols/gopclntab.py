@@ -19,10 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from elftools.elf.elffile import ELFFile
 
-from perfguest.symbols.plt import Bool, complete_string
-from perfguest.symbols.sparse_elf import SparseFile
+from perfguest.symbols.elf_parts import EM_X86_64, PF_X, PT_LOAD, SHT_PROGBITS, ElfParts, read_at
+from perfguest.symbols.sparse_elf import Bool, SparseFile, complete_string
 
 U64 = npt.NDArray[np.uint64]
 
@@ -128,13 +127,12 @@ def _header(content: bytes, known: Bool, text: int) -> _Table | None:
     return table if max(table.pairs, table.data, table.names) < len(content) else None
 
 
-def go_functions(elf: ELFFile, file: SparseFile | None) -> GoFunctions:
+def go_functions(elf: ElfParts, file: SparseFile | None) -> GoFunctions:
     """The functions of a 64-bit x86 program; none if it is not Go's. ``file``: the program where pages of it are missing."""
-    if elf.elfclass != 64 or elf["e_machine"] != "EM_X86_64":
+    if elf.bits != 64 or elf.machine != EM_X86_64:
         return _NONE
     for offset, size in _places(elf, file):
-        elf.stream.seek(offset)
-        content = elf.stream.read(size)
+        content = read_at(elf.stream, offset, size)
         there = file.present(offset, len(content)) if file is not None else None
         found = parse_pclntab(content, there, _text(elf, offset))
         if found.names:
@@ -142,34 +140,33 @@ def go_functions(elf: ELFFile, file: SparseFile | None) -> GoFunctions:
     return _NONE
 
 
-def _places(elf: ELFFile, file: SparseFile | None) -> list[tuple[int, int]]:
+def _places(elf: ElfParts, file: SparseFile | None) -> list[tuple[int, int]]:
     """(Offset, size) of what may be the table: its section, or where that is not to be had the magic number in a segment of data."""
-    sections = [section for section in elf.iter_sections() if section.name in SECTIONS and section["sh_type"] == "SHT_PROGBITS"]
+    sections = [section for section in elf.sections if section.name in SECTIONS and section.type == SHT_PROGBITS]
     if sections:
-        return [(section["sh_offset"], min(section["sh_size"], _MAX_TABLE)) for section in sections]
+        return [(section.offset, min(section.size, _MAX_TABLE)) for section in sections]
     found = []
-    for segment in elf.iter_segments("PT_LOAD"):
-        if file is None or segment["p_flags"] & 1 or segment["p_filesz"] > _MAX_TABLE:
+    for segment in elf.segments_of(PT_LOAD):
+        if file is None or segment.flags & PF_X or segment.size > _MAX_TABLE:
             continue
-        file.seek(segment["p_offset"])
-        content = file.read(segment["p_filesz"])
+        content = read_at(file, segment.offset, segment.size)
         for magic in (_GO_1_20, _GO_1_18, _GO_1_16, _GO_1_2):
             at = content.find(struct.pack("<I", magic) + _X86_64)
             # The linker puts it at a multiple of its alignment.
             if at >= 0 and at % 8 == 0:
-                found.append((segment["p_offset"] + at, len(content) - at))
+                found.append((segment.offset + at, len(content) - at))
     return found
 
 
-def _text(elf: ELFFile, offset: int) -> int:
+def _text(elf: ElfParts, offset: int) -> int:
     """Where the text begins, for a table at this offset of a program in which the loader fills that word in. 0 if nothing says it."""
-    holders = (one for one in elf.iter_segments("PT_LOAD") if 0 <= offset - one["p_offset"] < one["p_filesz"])
-    address = next((offset - one["p_offset"] + one["p_vaddr"] for one in holders), None)
-    relocations = elf.get_section_by_name(".rela.dyn") or elf.get_section_by_name(".rela")
-    if address is None or relocations is None or relocations["sh_size"] > _MAX_TABLE:
+    holders = (one for one in elf.segments_of(PT_LOAD) if 0 <= offset - one.offset < one.size)
+    address = next((offset - one.offset + one.vaddr for one in holders), None)
+    named = {section.name: section for section in reversed(elf.sections)}
+    relocations = named.get(".rela.dyn") or named.get(".rela")
+    if address is None or relocations is None or relocations.size > _MAX_TABLE:
         return 0
-    elf.stream.seek(relocations["sh_offset"])
-    raw = elf.stream.read(relocations["sh_size"])
+    raw = read_at(elf.stream, relocations.offset, relocations.size)
     rows = np.frombuffer(raw, "<u8", len(raw) // 24 * 3).reshape(-1, 3)
     mine = rows[(rows[:, 0] == np.uint64(address + 24)) & (rows[:, 1] == np.uint64(_R_X86_64_RELATIVE))]
     return int(mine[0, 2]) if len(mine) == 1 else 0

@@ -46,9 +46,8 @@ class HostSymbols:
         self._files: dict[Dso, tuple[ElfFile | None, str]] = {}
         entries = perf_data.header.build_ids
         self._user_build_ids = {entry.filename: entry.build_id for entry in entries if entry.cpumode == _CPUMODE_USER}
-        self._kernel_build_ids = {_kernel_dso(entry.filename): entry.build_id for entry in entries if entry.cpumode == _CPUMODE_KERNEL}
+        self._kernel_build_ids = _kernel_build_ids(perf_data)
         rows = np.flatnonzero(self._mmaps.cpumode == _CPUMODE_KERNEL)
-        self._kernel_build_ids |= {_kernel_dso(self._mmaps.filename[row]): self._mmaps.build_id[row] for row in rows.tolist() if self._mmaps.build_id[row]}
         self._kernel_rows: I64 = rows[np.argsort(self._mmaps.start[rows], kind="stable")]
         dsos: dict[Dso, int] = {}
         numbers = [dsos.setdefault(self._recorded_dso(row), len(dsos)) for row in range(len(self._mmaps))]
@@ -159,6 +158,19 @@ class HostSymbols:
         # The vDSO is part of the kernel's image, so the same kernel has the same one.
         same = elf is not None and (elf.build_id == dso.build_id if dso.build_id else self._kernel_build_ids.get(KERNEL_DSO) in own_kernel_build_ids())
         return (elf, elf.build_id) if elf is not None and same else (None, dso.build_id)
+
+
+def kernel_build_id(perf_data: PerfData) -> str:
+    """Hex, of the kernel that was recorded; empty if it was not written down."""
+    return _kernel_build_ids(perf_data).get(KERNEL_DSO, "")
+
+
+def _kernel_build_ids(perf_data: PerfData) -> dict[str, str]:
+    """By dso: of the kernel and its modules."""
+    mmaps = perf_data.mmaps
+    found = {_kernel_dso(entry.filename): entry.build_id for entry in perf_data.header.build_ids if entry.cpumode == _CPUMODE_KERNEL}
+    rows = np.flatnonzero(mmaps.cpumode == _CPUMODE_KERNEL).tolist()
+    return found | {_kernel_dso(mmaps.filename[row]): mmaps.build_id[row] for row in rows if mmaps.build_id[row]}
 
 
 def _kernel_dso(filename: str) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError
-from perfguest.proto import guest_pb2 as pb
+
+if TYPE_CHECKING:
+    from perfguest.proto import guest_pb2 as pb
 
 Bool = npt.NDArray[np.bool_]
 
@@ -82,6 +85,12 @@ class SparseFile(io.RawIOBase):
     def _within(self, offset: int, size: int) -> list[tuple[int, bytes]]:
         first = max(int(np.searchsorted(self._starts, offset, "right")) - 1, 0)
         return self._runs[first : int(np.searchsorted(self._starts, offset + size))]
+
+
+def complete_string(table: bytes, there: Bool, start: int) -> bool:
+    """Whether the string at ``start`` ends at a zero that is there: missing bytes are zeros, so the first one would end it."""
+    end = table.find(b"\0", start)
+    return end >= 0 and bool(there[end])
 
 
 def open_binary(binary: pb.Binary) -> SparseFile:

@@ -84,10 +84,15 @@ def build_table(raw: RawSymbols, bounds: U64) -> SymbolTable:
     The last of its dso ends with the page after its own at the latest, so that an address far away has no name.
     """
     names = raw.names if isinstance(raw.names, Names) else Names.of(raw.names)
-    order = np.lexsort((-names.sizes, names.leading(ord("_")), raw.binding, raw.size == 0, names.begin_with(*_MADE_UP), raw.start))
+    order = np.argsort(raw.start, kind="stable")
     start = raw.start[order]
+    same = start[1:] == start[:-1]
+    # Only of those that share their address one has to be chosen.
+    shared = np.flatnonzero(np.append(same, False) | np.insert(same, 0, False)) if len(order) else order
+    rows, few = order[shared], names.take(order[shared])
+    order[shared] = rows[np.lexsort((-few.sizes, few.leading(ord("_")), raw.binding[rows], raw.size[rows] == 0, few.begin_with(*_MADE_UP), raw.start[rows]))]
     first = np.ones(len(order), bool)
-    first[1:] = start[1:] != start[:-1]
+    first[1:] = ~same
     kept = order[first]
     start, dso = raw.start[kept], raw.dso[kept]
     return SymbolTable(start, _ends(start, raw.size[kept], dso, bounds), names.take(kept), dso, raw.dsos)
