@@ -35,11 +35,37 @@ def callchain_frames(
     Gives ``start`` (int64, one more than samples), ``mode`` (uint8), ``space`` (int64), ``address`` (uint64), ``returns`` (bool).
     """
 
+def find_mappings(
+    start: Buffer,
+    end: Buffer,
+    time: Buffer,
+    name: Buffer,
+    mapping_starts: Buffer,
+    address: Buffer,
+    address_time: Buffer,
+    address_starts: Buffer,
+    /,
+) -> bytearray:
+    """int64 for each address: the name of the last of its part's mappings that covers it and was there at its time; -1 for none.
+
+    Part *i* has the mappings from ``mapping_starts[i]`` to ``mapping_starts[i + 1]``, in the order in which they were made, and the addresses from
+    ``address_starts[i]`` to ``address_starts[i + 1]``, ascending. ``start``, ``end``, ``address``: uint64; all others int64.
+    """
+
+def read_kallsyms(text: Buffer, width: int, /) -> tuple[int, bytearray, bytearray, bytearray, bytearray, bytearray]:
+    """How many lines the text has, and columns of those before one that is not ADDRESS TYPE NAME, with addresses of ``width`` digits.
+
+    The columns: address (uint64), type (uint8), where the name begins and ends and where the line ends (int64). Behind the name stands a tab and the module.
+    """
+
 def fold(start: Buffer, items: Buffer, text: Buffer, ends: Buffer, /) -> bytes:
     """A line for each list: its pieces of ``text`` from the last to the first, parted by ``;``.
 
     Lists: ``items[start[i]:start[i + 1]]`` (int32, int64). Pieces: ``text[ends[i - 1]:ends[i]]`` (int64).
     """
+
+def hexadecimal(values: Buffer, /) -> tuple[bytes, bytearray]:
+    """uint64 values as pieces of text (see :func:`fold`), ``0x12ab`` for one: the text, and the ends as int64."""
 
 def pprof_locations(first_id: int, address: Buffer, mapping: Buffer, function: Buffer, /) -> bytes:
     """Messages ``location`` of a Profile of pprof, with ids from ``first_id`` on. ``address``: uint64. ``mapping``, ``function``: int64, ids; 0 for none."""

@@ -37,6 +37,12 @@ def _distinct(count: int, columns: Sequence[Column], data: Buffer | None, at: I6
     return np.frombuffer(first, np.int64), np.frombuffer(number, np.int32)
 
 
+def distinct_values(column: Column) -> Column:
+    """As :func:`numpy.unique`, which loads all of numpy.ma for it."""
+    ordered = np.sort(column)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
+
+
 def select_lists(start: I64, lists: I64 | I32) -> tuple[I64, I64]:
     """Of lists one after the other, of which *i* goes from ``start[i]`` to ``start[i + 1]``, the chosen ones: where each begins, and the rows of all."""
     count = (start[1:] - start[:-1])[lists]

@@ -6,6 +6,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from perfguest.rows import distinct_values
+
 I64 = npt.NDArray[np.int64]
 
 
@@ -17,7 +19,7 @@ def latest(keys: I64, times: I64, query_keys: I64, query_times: I64) -> I64:
     found = np.full(len(query_keys), -1, np.int64)
     if not len(keys) or not len(query_keys):
         return found
-    owners, moments = np.unique(keys), np.unique(times)
+    owners, moments = distinct_values(keys), distinct_values(times)
     # Key and time become one number, so that a single search serves all keys.
     step = len(moments) + 1
     entries = np.searchsorted(owners, keys) * step + np.searchsorted(moments, times) + 1

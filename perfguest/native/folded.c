@@ -28,3 +28,14 @@ void pg_folded_write(const struct pg_lists *stacks, const struct pg_pieces *name
 		*out++ = '\n';
 	}
 }
+
+char *pg_put_hex(char *out, uint64_t value)
+{
+	int digits = (63 - __builtin_clzll(value | 1)) / 4 + 1;
+
+	*out++ = '0';
+	*out++ = 'x';
+	while (digits--)
+		*out++ = "0123456789abcdef"[value >> 4 * digits & 15];
+	return out;
+}

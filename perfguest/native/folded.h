@@ -10,4 +10,9 @@ size_t pg_folded_size(const struct pg_lists *stacks, const struct pg_pieces *nam
 /* Writes a line for each stack, its last item first, parted by ';', ending with a newline. */
 void pg_folded_write(const struct pg_lists *stacks, const struct pg_pieces *names, char *out);
 
+#define PG_HEX_ROOM	18
+
+/* As 0x12ab, with as many digits as it takes; gives the end. */
+char *pg_put_hex(char *out, uint64_t value);
+
 #endif

@@ -33,6 +33,36 @@ PyObject *pg_py_fold(PyObject *module, PyObject *args)
 	return result;
 }
 
+PyObject *pg_py_hexadecimal(PyObject *module, PyObject *args)
+{
+	struct pg_buffers buffers = { .count = 0 };
+	PyObject *object, *text = NULL, *ends = NULL, *result = NULL;
+	const uint64_t *values;
+	char *begin, *out;
+	size_t count, i;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "O:hexadecimal", &object))
+		return NULL;
+	values = pg_buffers_take(&buffers, object, "values", sizeof(*values), PG_ANY, &count);
+	text = values ? bytes_of(count * PG_HEX_ROOM) : NULL;
+	ends = text ? PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(count * sizeof(int64_t))) : NULL;
+	if (!ends)
+		goto out;
+	begin = out = PyBytes_AS_STRING(text);
+	for (i = 0; i < count; i++) {
+		out = pg_put_hex(out, values[i]);
+		((int64_t *)PyByteArray_AS_STRING(ends))[i] = out - begin;
+	}
+	if (!_PyBytes_Resize(&text, out - begin))
+		result = PyTuple_Pack(2, text, ends);
+out:
+	Py_XDECREF(text);
+	Py_XDECREF(ends);
+	pg_buffers_release(&buffers);
+	return result;
+}
+
 PyObject *pg_py_pprof_locations(PyObject *module, PyObject *args)
 {
 	struct pg_buffers buffers = { .count = 0 };

@@ -6,6 +6,7 @@
 #include <Python.h>
 
 PyObject *pg_py_fold(PyObject *module, PyObject *args);
+PyObject *pg_py_hexadecimal(PyObject *module, PyObject *args);
 PyObject *pg_py_pprof_locations(PyObject *module, PyObject *args);
 PyObject *pg_py_pprof_samples(PyObject *module, PyObject *args);
 PyObject *pg_py_script(PyObject *module, PyObject *args);

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from heapq import merge
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
 
+from perfguest import _native
 from perfguest.formats.perf_data import PerfData
 from perfguest.formats.perf_timeline import latest
 
@@ -70,23 +72,24 @@ class AddressSpaces:
         order = np.lexsort((addresses, image))
         rows = np.full(len(order), -1, np.int64)
         numbers, firsts = np.unique(image[order], return_index=True)
-        for number, first, last in zip(numbers.tolist(), firsts.tolist(), np.append(firsts, len(order))[1:].tolist(), strict=True):
-            if number >= 0:
-                part = order[first:last]
-                rows[part] = self._find_in(self._images[number], time[part], addresses[part])
+        known = int(np.searchsorted(numbers, 0))
+        if known == len(numbers):
+            return rows
+        parts = [self._images[number].all_rows() for number in numbers[known:].tolist()]
+        mappings = np.array([row for part in parts for row in part], np.int64)
+        mapping_starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        order = order[firsts[known] :]
+        address_starts = np.append(firsts[known:], len(image)) - firsts[known]
+        mmaps = self.mmaps
+        found = _native.find_mappings(
+            mmaps.start[mappings], self._end[mappings], mmaps.time[mappings], mappings, mapping_starts, addresses[order], time[order], address_starts
+        )
+        rows[order] = np.frombuffer(found, np.int64)
         return rows
 
-    def _find_in(self, image: _Image, time: I64, addresses: U64) -> I64:
-        """``addresses`` ascending: each mapping covers a run of them."""
-        found = np.full(len(addresses), -1, np.int64)
-        rows = np.array(image.all_rows(), np.int64)
-        if not len(rows):
-            return found
-        low, high = np.searchsorted(addresses, self.mmaps.start[rows]), np.searchsorted(addresses, self._end[rows])
-        covering = np.flatnonzero(high > low)
-        for row, first, last in zip(rows[covering].tolist(), low[covering].tolist(), high[covering].tolist(), strict=True):
-            found[first:last][time[first:last] >= self.mmaps.time[row]] = row
-        return found
+
+def _happened(time: I64, offset: I64, kind: int, pid: I32, detail: I64 | I32) -> Iterator[tuple[int, int, int, int, int]]:
+    return zip(time.tolist(), offset.tolist(), repeat(kind), pid.tolist(), detail.tolist())  # one has no end
 
 
 def _build_images(perf_data: PerfData, rows: list[int]) -> list[_Image]:
@@ -102,12 +105,13 @@ def _build_images(perf_data: PerfData, rows: list[int]) -> list[_Image]:
         return image
 
     mmaps, comms, forks = perf_data.mmaps, perf_data.comms, perf_data.forks
-    maps = ((int(mmaps.time[row]), int(mmaps.offset[row]), _MAP, int(mmaps.pid[row]), row) for row in rows)
-    execs = ((int(comms.time[row]), int(comms.offset[row]), _EXEC, int(comms.pid[row]), 0) for row in np.flatnonzero(comms.exec).tolist())
-    new = np.flatnonzero(forks.pid != forks.ppid).tolist()
-    parents = np.where(forks.exec, -1, forks.ppid)
-    births = ((int(forks.time[row]), int(forks.offset[row]), _FORK, int(forks.pid[row]), int(parents[row])) for row in new)
-    for time, _, kind, pid, detail in merge(maps, execs, births):
+    chosen = np.array(rows, np.int64)
+    maps = _happened(mmaps.time[chosen], mmaps.offset[chosen], _MAP, mmaps.pid[chosen], chosen)
+    begun = np.flatnonzero(comms.exec)
+    execs = _happened(comms.time[begun], comms.offset[begun], _EXEC, comms.pid[begun], begun)
+    new = np.flatnonzero(forks.pid != forks.ppid)
+    births = _happened(forks.time[new], forks.offset[new], _FORK, forks.pid[new], np.where(forks.exec, -1, forks.ppid)[new])
+    for time, _, kind, pid, detail in sorted([*maps, *execs, *births]):
         if kind == _EXEC:
             exec_pending.add(pid)
             continue

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfguest.errors import FormatError
+from perfguest.rows import distinct_values
 from perfguest.symbols.elf_dynamic import DynamicTables, dynamic_tables
 from perfguest.symbols.elf_parts import PT_LOAD, SHF_EXECINSTR, SHT_DYNSYM, SHT_NULL, SHT_SYMTAB, ElfParts, Section, read_parts
 from perfguest.symbols.gopclntab import GoFunctions, go_functions
@@ -162,7 +163,7 @@ def _read_parts(name: str, stream: BinaryIO | SparseFile) -> _Parts:
         for section in elf.sections:
             if section.name == ".gnu_debugdata" and section.present(section.size) is None:
                 symbols.append(_debugdata(name, section.content()))
-        ends = np.unique(np.array([section.address + section.size for section in elf.sections if section.flags & SHF_EXECINSTR], np.uint64))
+        ends = distinct_values(np.array([section.address + section.size for section in elf.sections if section.flags & SHF_EXECINSTR], np.uint64))
         joined = _join(symbols)
         if isinstance(stream, SparseFile) and _lacks_symbols(elf, stream):
             tables = dynamic_tables(elf, stream)
@@ -206,8 +207,9 @@ def _columns(tables: DynamicTables, width: int, code: Bool) -> _Symbols:
     count = len(tables.symbols) // layout.itemsize
     entries = np.frombuffer(tables.symbols, layout, count)
     kind = entries["info"] & 15
-    function = np.isin(kind, (_STT_FUNC, _STT_GNU_IFUNC)) & (entries["section"] != _SHN_UNDEF)
-    visible = ~np.isin(entries["other"] & 3, (_STV_INTERNAL, _STV_HIDDEN))
+    function = ((kind == _STT_FUNC) | (kind == _STT_GNU_IFUNC)) & (entries["section"] != _SHN_UNDEF)
+    visibility = entries["other"] & 3
+    visible = (visibility != _STV_INTERNAL) & (visibility != _STV_HIDDEN)
     label = (kind == _STT_NOTYPE) & code[entries["section"]] & visible
     chosen = (function | label) & (entries["name"] > 0) & (entries["name"] < len(tables.strings))
     if tables.symbols_there is not None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from perfguest.errors import FormatError
 from perfguest.formats.perf_data import PerfData
+from perfguest.rows import distinct_values
 from perfguest.symbols.address_space import AddressSpaces
 from perfguest.symbols.elf import ElfFile, parse_elf, read_elf
 from perfguest.symbols.kallsyms import KERNEL_DSO, read_kallsyms
@@ -49,9 +50,13 @@ class HostSymbols:
         self._kernel_build_ids = _kernel_build_ids(perf_data)
         rows = np.flatnonzero(self._mmaps.cpumode == _CPUMODE_KERNEL)
         self._kernel_rows: I64 = rows[np.argsort(self._mmaps.start[rows], kind="stable")]
+        low = self._mmaps.start < _FIRST_64_BIT_ADDRESS
+        kinds: dict[tuple[str, str, int, bool], int] = {}
+        rows_kinds = zip(self._mmaps.filename, self._mmaps.build_id, self._mmaps.cpumode.tolist(), low.tolist(), strict=True)
+        number = np.array([kinds.setdefault(kind, len(kinds)) for kind in rows_kinds], np.int32)
         dsos: dict[Dso, int] = {}
-        numbers = [dsos.setdefault(self._recorded_dso(row), len(dsos)) for row in range(len(self._mmaps))]
-        self._row_dso: I32 = np.array(numbers, np.int32)
+        of_kind = np.array([dsos.setdefault(self._recorded_dso(*kind), len(dsos)) for kind in kinds], np.int32)
+        self._row_dso: I32 = of_kind[number] if len(number) else number
         self._dsos = list(dsos)
 
     def epoch(self, pid: I32, time: I64) -> I64:
@@ -73,14 +78,14 @@ class HostSymbols:
         out = Columns(len(addresses))
         row = self._kernel_mapping(addresses)
         self._set_mappings(out, np.flatnonzero(row >= 0), row[row >= 0])
-        for number in np.unique(self._row_dso[row[row >= 0]]).tolist():
+        for number in distinct_values(self._row_dso[row[row >= 0]]).tolist():
             out.set_dso(np.flatnonzero((row >= 0) & (self._row_dso[row] == number)), self._dsos[number])
         if self._kernel is not None:
             symbol = self._kernel.lookup(addresses)
             named = np.flatnonzero(symbol >= 0)
             out.set_names(named, symbol[named], self._kernel, addresses[named])
             owner = self._kernel.dso[symbol[named]]
-            for number in np.unique(owner).tolist():
+            for number in distinct_values(owner).tolist():
                 name = self._kernel.dsos[number]
                 out.set_dso(named[owner == number], Dso(name, self._kernel_build_ids.get(name, "")))
         return out.resolved()
@@ -118,12 +123,12 @@ class HostSymbols:
         inside = (at >= 0) & (addresses - self._mmaps.start[row] < self._mmaps.length[row])
         return np.where(inside, row, -1)
 
-    def _recorded_dso(self, row: int) -> Dso:
-        filename, build_id = self._mmaps.filename[row], self._mmaps.build_id[row]
-        if self._mmaps.cpumode[row] == _CPUMODE_KERNEL:
+    def _recorded_dso(self, filename: str, build_id: str, cpumode: int, low: bool) -> Dso:
+        """``low``: mapped where 32-bit processes have their code."""
+        if cpumode == _CPUMODE_KERNEL:
             name = _kernel_dso(filename)
             return Dso(name, self._kernel_build_ids.get(name, ""))
-        if filename == _VDSO and self._mmaps.start[row] < _FIRST_64_BIT_ADDRESS:
+        if filename == _VDSO and low:
             return Dso(_VDSO_32, "")
         return Dso(filename, build_id or self._user_build_ids.get(filename, ""))
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from perfguest.profile import I32, I64, Mode, Profile
+from perfguest.profile import I32, I64, U64, Mode, Profile
 from perfguest.rows import distinct_rows
 from perfguest.writers.text import escape
 
@@ -40,28 +41,37 @@ def has_symbol(profile: Profile) -> npt.NDArray[np.bool_]:
     return np.array([*map(bool, profile.strings), False], bool)[profile.frames.symbol]
 
 
-def frame_names(profile: Profile) -> tuple[list[str], I32]:
-    """The names to show where there is room for nothing else, and int32, for each frame which of them is its.
+@dataclass(frozen=True)
+class FrameNames:
+    """The names to show where there is room for nothing else: symbols, and for frames without one the address as sampled.
 
-    A name is the symbol, or the address as sampled. Printable, see :func:`escape`.
+    ``number``: int32, for each frame which of ``names`` is its, and behind those which of ``addresses`` (uint64). ``names`` are printable, see :func:`escape`.
     """
+
+    names: list[str]
+    addresses: U64
+    number: I32
+
+
+def frame_names(profile: Profile) -> FrameNames:
+    """The names of all frames."""
     frames = profile.frames
-    named = has_symbol(profile)
-    nameless = np.flatnonzero(~named)
-    address = np.where(frames.mode[nameless] == Mode.NONE, np.uint64(0), frames.address[nameless])
-    is_code = (frames.mode[nameless] != Mode.NONE).astype(np.uint8)
-    first, which = distinct_rows(is_code, address)
-    names = [escape(string) for string in profile.strings]
+    names = [*(escape(string) for string in profile.strings), "[unknown]"]
     number = frames.symbol.copy()
-    number[nameless] = len(names) + which
-    names += [f"{value:#x}" if code else "[unknown]" for code, value in zip(is_code[first].tolist(), address[first].tolist(), strict=True)]
-    return names, number
+    nameless = ~has_symbol(profile)
+    is_code = frames.mode != Mode.NONE
+    number[nameless & ~is_code] = len(names) - 1
+    rows = np.flatnonzero(nameless & is_code)
+    first, which = distinct_rows(frames.address[rows])
+    number[rows] = len(names) + which
+    return FrameNames(names, frames.address[rows[first]], number)
 
 
 def display_names(profile: Profile) -> list[str]:
-    """For each frame the name of :func:`frame_names`."""
-    names, number = frame_names(profile)
-    return [names[one] for one in number.tolist()]
+    """For each frame the name that :func:`frame_names` gives it."""
+    found = frame_names(profile)
+    names = [*found.names, *(f"{address:#x}" for address in found.addresses.tolist())]
+    return [names[one] for one in found.number.tolist()]
 
 
 def pieces(texts: Iterable[bytes]) -> tuple[bytes, I64]:

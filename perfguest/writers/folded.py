@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -33,14 +34,18 @@ def write(profile: Profile, out: BinaryIO, weight: Weight = "samples") -> None:
         raise UsageError("periods of different events cannot be added up", "weigh by samples, or convert a recording of one event")
     comm = np.where(samples.vm < 0, samples.comm, -1).astype(np.int32)
     first, kind = distinct_rows(samples.stack, comm)
-    names, name = frame_names(profile)
+    names = frame_names(profile)
     threads, thread = np.unique(comm[first], return_inverse=True)
-    numbers: dict[str, int] = {}
-    texts = np.array([numbers.setdefault(_frame_text(text), len(numbers)) for text in names], np.int32)
-    roots = np.array([numbers.setdefault(_frame_text(escape(profile.strings[one])), len(numbers)) if one >= 0 else -1 for one in threads.tolist()], np.int32)
-    paths = _Paths(profile.stacks.start, texts[name][profile.stacks.frames], samples.stack[first], roots[thread])
+    texts = [names.names, [escape(profile.strings[one]) if one >= 0 else "" for one in threads.tolist()]]
+    addresses, ends = _native.hexadecimal(names.addresses)
+    text, text_ends = pieces(_frame_text(name).encode() for name in chain(*texts))
+    # Threads' names stand between the frames' and the addresses.
+    number = names.number + np.where(names.number < len(names.names), 0, len(threads)).astype(np.int32)
+    root = np.where(threads >= 0, len(names.names) + np.arange(len(threads)), -1).astype(np.int32)[thread]
+    paths = _Paths(profile.stacks.start, number[profile.stacks.frames], samples.stack[first], root)
+    found = text + addresses, np.concatenate([text_ends, np.frombuffer(ends, np.int64) + len(text)])
     counts: defaultdict[bytes, int] = defaultdict(int)
-    for line, total in zip(*paths.lines(list(numbers), _totals(kind, len(first), samples.period if weight == "period" else None)), strict=True):
+    for line, total in zip(*paths.lines(found, _totals(kind, len(first), samples.period if weight == "period" else None)), strict=True):
         counts[line or b"[unknown]"] += total
     out.writelines([b"%b %d\n" % (line, counts[line]) for line in sorted(counts)])
 
@@ -62,7 +67,7 @@ class _Paths:
     stack: I32
     root: I32
 
-    def lines(self, texts: list[str], totals: I64) -> tuple[list[bytes], list[int]]:
+    def lines(self, texts: tuple[bytes, I64], totals: I64) -> tuple[list[bytes], list[int]]:
         """The different paths as lines, and the sum of the ``totals`` of each: many addresses have the same name."""
         at, length = self.start[:-1][self.stack], np.diff(self.start)[self.stack]
         first, kind = distinct_lists((self.root,), self.text, 4 * at, 4 * length)
@@ -75,7 +80,7 @@ class _Paths:
         # Every path moves by as many places as there are roots before it.
         items[np.arange(len(rows)) + np.repeat(ends[:-1] - start[:-1], np.diff(start))] = self.text[rows]
         items[ends[1:][root >= 0] - 1] = root[root >= 0]
-        return _native.fold(ends, items, *pieces(text.encode() for text in texts)).split(b"\n")[:-1], sums.tolist()
+        return _native.fold(ends, items, *texts).split(b"\n")[:-1], sums.tolist()
 
 
 def _frame_text(name: str) -> str:
