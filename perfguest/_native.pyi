@@ -12,6 +12,9 @@ from typing_extensions import Buffer as Bytes
 
 Buffer = Bytes | npt.NDArray[Any]
 
+def reuse_memory() -> None:
+    """From now on memory that this process lets go is used again, not given back: the kernel would clear each page anew."""
+
 def walk_records(data: Buffer, start: int, end: int, /) -> tuple[bytearray, bytearray, int, bool, bool]:
     """The chain of perf.data's records in ``data[start:end]``.
 
@@ -52,16 +55,20 @@ def find_mappings(
     ``address_starts[i]`` to ``address_starts[i + 1]``, ascending. ``start``, ``end``, ``address``: uint64; all others int64.
     """
 
+def latest(keys: Buffer, times: Buffer, query_keys: Buffer, query_times: Buffer, /) -> bytearray:
+    """int64 for each query: the last of the entries with its key and a time that is not later, -1 for none. Entries are sorted by key and time. All int64."""
+
 def read_kallsyms(text: Buffer, width: int, /) -> tuple[int, bytearray, bytearray, bytearray, bytearray, bytearray]:
     """How many lines the text has, and columns of those before one that is not ADDRESS TYPE NAME, with addresses of ``width`` digits.
 
     The columns: address (uint64), type (uint8), where the name begins and ends and where the line ends (int64). Behind the name stands a tab and the module.
     """
 
-def fold(start: Buffer, items: Buffer, text: Buffer, ends: Buffer, /) -> bytes:
-    """A line for each list: its pieces of ``text`` from the last to the first, parted by ``;``.
+def fold(stack: Buffer, root: Buffer, total: Buffer, start: Buffer, items: Buffer, text: Buffer, ends: Buffer, /) -> bytes:
+    """Folded stacks, a line for each different path in ascending order, with the sum of its ``total`` (int64).
 
-    Lists: ``items[start[i]:start[i + 1]]`` (int32, int64). Pieces: ``text[ends[i - 1]:ends[i]]`` (int64).
+    A path is the piece ``root`` (int32), if that is not negative, and then the pieces of the list ``stack`` (int32) from its last to its first.
+    Lists: ``items[start[i]:start[i + 1]]`` (int32, int64). Pieces: ``text[ends[i - 1]:ends[i]]`` (int64), without ``;``.
     """
 
 def hexadecimal(values: Buffer, /) -> tuple[bytes, bytearray]:

@@ -184,7 +184,8 @@ class NumberedStacks:
 def number_stacks(stacks: RawStacks) -> NumberedStacks:
     """Finds the different stacks and frames; both are numbered as they first occur."""
     frames = stacks.frames
-    example, frame = distinct_rows(frames.address, frames.space, frames.mode, frames.returns, frames.unproven)
+    kind = frames.mode << np.uint8(2) | frames.returns.view(np.uint8) << np.uint8(1) | frames.unproven.view(np.uint8)
+    example, frame = distinct_rows(frames.address, frames.space, kind)
     first, number = distinct_lists((), frame, 4 * stacks.start[:-1], 4 * np.diff(stacks.start))
     start, rows = select_lists(stacks.start, first)
     holder = np.searchsorted(stacks.start, example, "right") - 1

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import click
 
+from perfguest import _native
 from perfguest.errors import PerfguestError, UsageError
 from perfguest.host_profile import load_host_profile
 from perfguest.private_directory import cache_directory
@@ -131,6 +132,7 @@ def convert(
     elif any(guest_files.values()):
         raise UsageError(f"{recording} holds no guests' stacks", "Files of guests are for what `perfguest record` wrote: give its directory.")
     else:
+        _native.reuse_memory()
         profile = load_host_profile(recording, host_root)
     profile = select(profile, Selection(guest_comm, guest_pid, cgroup))
     write: Callable[..., None] = importlib.import_module(f"perfguest.writers.{module}").write

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from perfguest.rows import distinct_values
+from perfguest import _native
 
 I64 = npt.NDArray[np.int64]
 
@@ -16,18 +16,7 @@ def latest(keys: I64, times: I64, query_keys: I64, query_times: I64) -> I64:
 
     Of entries equal in both, the one that stands last counts.
     """
-    found = np.full(len(query_keys), -1, np.int64)
-    if not len(keys) or not len(query_keys):
-        return found
-    owners, moments = distinct_values(keys), distinct_values(times)
-    # Key and time become one number, so that a single search serves all keys.
-    step = len(moments) + 1
-    entries = np.searchsorted(owners, keys) * step + np.searchsorted(moments, times) + 1
-    order = np.argsort(entries, kind="stable")
-    owner = np.minimum(np.searchsorted(owners, query_keys), len(owners) - 1)
-    wanted = owner * step + np.searchsorted(moments, query_times, "right")
-    before = np.searchsorted(entries[order], wanted, "right") - 1
-    candidates = order[np.maximum(before, 0)]
-    same_key = (before >= 0) & (owners[owner] == query_keys) & (keys[candidates] == query_keys)
-    found[same_key] = candidates[same_key]
+    order = np.lexsort((times, keys))
+    rows = np.frombuffer(_native.latest(keys[order], times[order], np.ascontiguousarray(query_keys), np.ascontiguousarray(query_times)), np.int64)
+    found: I64 = np.append(order, -1)[rows]
     return found

@@ -1,6 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pybuffers.h"
 
+#include <sys/mman.h>
+
+#define HUGE_PAGE	(2UL << 20)
+
+PyObject *pg_new_column(size_t size)
+{
+	PyObject *column = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)size);
+
+	/* As numpy does for its arrays: a fault for each small page would take as long as filling it. It is but advice, so an error does not matter. */
+	if (column && size >= 2 * HUGE_PAGE) {
+		uintptr_t begin = ((uintptr_t)PyByteArray_AS_STRING(column) + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+		uintptr_t end = ((uintptr_t)PyByteArray_AS_STRING(column) + size) & ~(HUGE_PAGE - 1);
+
+		madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+	}
+	return column;
+}
+
 void pg_buffers_release(struct pg_buffers *buffers)
 {
 	while (buffers->count)

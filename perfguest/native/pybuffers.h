@@ -20,6 +20,8 @@ struct pg_buffers {
 /* Any number of rows. */
 #define PG_ANY	((Py_ssize_t)-1)
 
+/* A bytearray of so many bytes that are still to be written. */
+PyObject *pg_new_column(size_t size);
 void pg_buffers_release(struct pg_buffers *buffers);
 /* The rows of width bytes; NULL with an exception set if they are not so many. */
 const void *pg_buffers_take(struct pg_buffers *buffers, PyObject *object, const char *name, size_t width,

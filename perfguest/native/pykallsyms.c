@@ -14,7 +14,7 @@ static PyObject *read_lines(const char *text, size_t size, size_t width)
 	bool made = true;
 
 	for (i = 0; i < COLUMNS && made; i++) {
-		columns[i] = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(lines * width_of[i]));
+		columns[i] = pg_new_column(lines * width_of[i]);
 		made = columns[i];
 	}
 	if (made) {

@@ -2,6 +2,7 @@
 #include "mappings.h"
 #include "pybuffers.h"
 #include "pyreading.h"
+#include "timeline.h"
 
 enum { START, END, TIME, NAME, MAPPING_STARTS, ADDRESS, ADDRESS_TIME, ADDRESS_STARTS, COLUMNS };
 
@@ -56,7 +57,7 @@ PyObject *pg_py_find_mappings(PyObject *module, PyObject *args)
 		return NULL;
 	if (!take(&buffers, columns, taken, count))
 		goto out;
-	result = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(count[ADDRESS] * sizeof(*found)));
+	result = pg_new_column(count[ADDRESS] * sizeof(*found));
 	if (!result)
 		goto out;
 	found = (int64_t *)PyByteArray_AS_STRING(result);
@@ -75,6 +76,39 @@ PyObject *pg_py_find_mappings(PyObject *module, PyObject *args)
 
 		pg_find_mappings(&mappings, &addresses, taken[NAME] + row, found + at);
 	}
+out:
+	pg_buffers_release(&buffers);
+	return result;
+}
+
+PyObject *pg_py_latest(PyObject *module, PyObject *args)
+{
+	PyObject *columns[4], *result = NULL;
+	struct pg_buffers buffers = { .count = 0 };
+	struct pg_timeline timeline = { .count = 0 };
+	const int64_t *key, *time;
+	size_t count = 0, i;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "OOOO:latest", &columns[0], &columns[1], &columns[2], &columns[3]))
+		return NULL;
+	timeline.key = pg_buffers_take(&buffers, columns[0], "keys", sizeof(int64_t), PG_ANY, &timeline.count);
+	if (timeline.key)
+		timeline.time = pg_buffers_take(&buffers, columns[1], "times", sizeof(int64_t), (Py_ssize_t)timeline.count, NULL);
+	key = timeline.time ? pg_buffers_take(&buffers, columns[2], "query_keys", sizeof(int64_t), PG_ANY, &count) : NULL;
+	time = key ? pg_buffers_take(&buffers, columns[3], "query_times", sizeof(int64_t), (Py_ssize_t)count, NULL) : NULL;
+	if (!time)
+		goto out;
+	for (i = 1; i < timeline.count; i++) {
+		if (timeline.key[i] < timeline.key[i - 1] ||
+		    (timeline.key[i] == timeline.key[i - 1] && timeline.time[i] < timeline.time[i - 1])) {
+			PyErr_SetString(PyExc_ValueError, "entries must be sorted by key and time");
+			goto out;
+		}
+	}
+	result = pg_new_column(count * sizeof(int64_t));
+	if (result)
+		pg_timeline_latest(&timeline, key, time, count, (int64_t *)PyByteArray_AS_STRING(result));
 out:
 	pg_buffers_release(&buffers);
 	return result;

@@ -8,11 +8,6 @@
 #include "pybuffers.h"
 #include "records.h"
 
-static PyObject *uninitialised(size_t size)
-{
-	return PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)size);
-}
-
 PyObject *pg_py_walk_records(PyObject *module, PyObject *args)
 {
 	struct pg_buffers buffers = { .count = 0 };
@@ -66,7 +61,7 @@ PyObject *pg_py_gather(PyObject *module, PyObject *args)
 	distance = at ? pg_buffers_take(&buffers, distances, "distances", sizeof(*distance), PG_ANY, &columns) : NULL;
 	if (!distance)
 		goto out;
-	result = uninitialised(rows * columns * sizeof(*out));
+	result = pg_new_column(rows * columns * sizeof(*out));
 	if (!result)
 		goto out;
 	out = (uint64_t *)PyByteArray_AS_STRING(result);
@@ -151,8 +146,8 @@ PyObject *pg_py_distinct(PyObject *module, PyObject *args)
 	rows.count = (size_t)count;
 	if (!take_ranges(&buffers, &rows, data, at, length) || !take_columns(&buffers, &rows, columns))
 		goto out;
-	first = uninitialised(rows.count * sizeof(int64_t));
-	number = first ? uninitialised(rows.count * sizeof(int32_t)) : NULL;
+	first = pg_new_column(rows.count * sizeof(int64_t));
+	number = first ? pg_new_column(rows.count * sizeof(int32_t)) : NULL;
 	if (!number)
 		goto out;
 	kinds = pg_distinct(&rows, (int32_t *)PyByteArray_AS_STRING(number), (int64_t *)PyByteArray_AS_STRING(first));
@@ -180,7 +175,7 @@ static PyObject *chain_frames(const struct pg_callchains *chains)
 	for (i = 0; i < chains->count; i++)
 		room += chains->length[i] ? (size_t)chains->length[i] : 1;
 	for (i = 0; i < OUTPUTS && good; i++) {
-		arrays[i] = uninitialised((i == OUT_START ? chains->count + 1 : room) * width[i]);
+		arrays[i] = pg_new_column((i == OUT_START ? chains->count + 1 : room) * width[i]);
 		good = arrays[i];
 	}
 	if (!good)

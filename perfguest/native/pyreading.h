@@ -10,6 +10,7 @@ PyObject *pg_py_gather(PyObject *module, PyObject *args);
 PyObject *pg_py_distinct(PyObject *module, PyObject *args);
 PyObject *pg_py_callchain_frames(PyObject *module, PyObject *args);
 PyObject *pg_py_find_mappings(PyObject *module, PyObject *args);
+PyObject *pg_py_latest(PyObject *module, PyObject *args);
 PyObject *pg_py_read_kallsyms(PyObject *module, PyObject *args);
 
 #endif

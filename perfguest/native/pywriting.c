@@ -12,23 +12,62 @@ static PyObject *bytes_of(size_t size)
 	return PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
 }
 
+static bool take_paths(struct pg_buffers *buffers, struct pg_paths *paths, PyObject *stack, PyObject *root, PyObject *total)
+{
+	Py_ssize_t rows;
+
+	paths->stack = pg_buffers_take(buffers, stack, "stack", sizeof(int32_t), PG_ANY, &paths->count);
+	rows = (Py_ssize_t)paths->count;
+	paths->root = paths->stack ? pg_buffers_take(buffers, root, "root", sizeof(int32_t), rows, NULL) : NULL;
+	paths->total = paths->root ? pg_buffers_take(buffers, total, "total", sizeof(int64_t), rows, NULL) : NULL;
+	if (paths->total && paths->count > UINT32_MAX)
+		PyErr_SetString(PyExc_ValueError, "more paths than can be numbered");
+	return paths->total && paths->count <= UINT32_MAX;
+}
+
+static bool roots_are_good(const struct pg_paths *paths)
+{
+	size_t i;
+
+	for (i = 0; i < paths->count; i++) {
+		if (paths->root[i] >= 0 && (size_t)paths->root[i] >= paths->names.count) {
+			PyErr_Format(PyExc_ValueError, "root: no such number: %d", paths->root[i]);
+			return false;
+		}
+	}
+	return true;
+}
+
+static PyObject *folded(const struct pg_paths *paths)
+{
+	PyObject *result = bytes_of(pg_folded_room(paths));
+	char *end = result ? pg_folded_write(paths, PyBytes_AS_STRING(result)) : NULL;
+
+	if (result && !end) {
+		Py_CLEAR(result);
+		PyErr_NoMemory();
+	}
+	if (result)
+		_PyBytes_Resize(&result, end - PyBytes_AS_STRING(result));
+	return result;
+}
+
 PyObject *pg_py_fold(PyObject *module, PyObject *args)
 {
+	PyObject *stack, *root, *total, *start, *items, *text, *ends, *result = NULL;
 	struct pg_buffers buffers = { .count = 0 };
-	PyObject *start, *items, *text, *ends, *result = NULL;
-	struct pg_pieces names;
-	struct pg_lists stacks;
+	struct pg_paths paths = { .count = 0 };
 	size_t item_count;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "OOOO:fold", &start, &items, &text, &ends))
+	if (!PyArg_ParseTuple(args, "OOOOOOO:fold", &stack, &root, &total, &start, &items, &text, &ends))
 		return NULL;
-	if (pg_buffers_lists(&buffers, start, items, &stacks, &item_count) &&
-	    pg_buffers_pieces(&buffers, text, ends, "names", &names) &&
-	    pg_lists_are_good(&stacks, item_count, NULL, stacks.count, names.count))
-		result = bytes_of(pg_folded_size(&stacks, &names));
-	if (result)
-		pg_folded_write(&stacks, &names, PyBytes_AS_STRING(result));
+	if (take_paths(&buffers, &paths, stack, root, total) &&
+	    pg_buffers_lists(&buffers, start, items, &paths.stacks, &item_count) &&
+	    pg_buffers_pieces(&buffers, text, ends, "names", &paths.names) &&
+	    pg_lists_are_good(&paths.stacks, item_count, paths.stack, paths.count, paths.names.count) &&
+	    roots_are_good(&paths))
+		result = folded(&paths);
 	pg_buffers_release(&buffers);
 	return result;
 }
@@ -46,7 +85,7 @@ PyObject *pg_py_hexadecimal(PyObject *module, PyObject *args)
 		return NULL;
 	values = pg_buffers_take(&buffers, object, "values", sizeof(*values), PG_ANY, &count);
 	text = values ? bytes_of(count * PG_HEX_ROOM) : NULL;
-	ends = text ? PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(count * sizeof(int64_t))) : NULL;
+	ends = text ? pg_new_column(count * sizeof(int64_t)) : NULL;
 	if (!ends)
 		goto out;
 	begin = out = PyBytes_AS_STRING(text);

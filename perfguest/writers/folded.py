@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from dataclasses import dataclass
-from itertools import chain
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -14,7 +11,7 @@ import numpy as np
 from perfguest import _native
 from perfguest.errors import UsageError
 from perfguest.profile import I32, I64, Profile
-from perfguest.rows import distinct_lists, distinct_rows, select_lists
+from perfguest.rows import distinct_lists, distinct_rows
 from perfguest.writers.columns import frame_names, pieces
 from perfguest.writers.text import escape, escape_matches
 
@@ -34,53 +31,32 @@ def write(profile: Profile, out: BinaryIO, weight: Weight = "samples") -> None:
         raise UsageError("periods of different events cannot be added up", "weigh by samples, or convert a recording of one event")
     comm = np.where(samples.vm < 0, samples.comm, -1).astype(np.int32)
     first, kind = distinct_rows(samples.stack, comm)
+    totals = _sums(kind, len(first), samples.period if weight == "period" else None)
     names = frame_names(profile)
-    threads, thread = np.unique(comm[first], return_inverse=True)
-    texts = [names.names, [escape(profile.strings[one]) if one >= 0 else "" for one in threads.tolist()]]
+    threads, thread = distinct_rows(comm[first])
+    frames = len(names.names)
+    roots = [profile.strings[one] if one >= 0 else "" for one in comm[first][threads].tolist()]
+    text, text_ends = pieces(_frame_text(name).encode() for name in (*names.names, *map(escape, roots)))
     addresses, ends = _native.hexadecimal(names.addresses)
-    text, text_ends = pieces(_frame_text(name).encode() for name in chain(*texts))
     # Threads' names stand between the frames' and the addresses.
-    number = names.number + np.where(names.number < len(names.names), 0, len(threads)).astype(np.int32)
-    root = np.where(threads >= 0, len(names.names) + np.arange(len(threads)), -1).astype(np.int32)[thread]
-    paths = _Paths(profile.stacks.start, number[profile.stacks.frames], samples.stack[first], root)
-    found = text + addresses, np.concatenate([text_ends, np.frombuffer(ends, np.int64) + len(text)])
-    counts: defaultdict[bytes, int] = defaultdict(int)
-    for line, total in zip(*paths.lines(found, _totals(kind, len(first), samples.period if weight == "period" else None)), strict=True):
-        counts[line or b"[unknown]"] += total
-    out.writelines([b"%b %d\n" % (line, counts[line]) for line in sorted(counts)])
+    number = names.number + np.where(names.number < frames, 0, len(roots)).astype(np.int32)
+    stack, start, numbers = samples.stack[first], profile.stacks.start, number[profile.stacks.frames]
+    length = np.diff(start)[stack]
+    # A stack of nothing has the last of the frames' names: the one for what is unknown.
+    root = np.where(comm[first] >= 0, frames + thread, np.where(length > 0, -1, frames - 1)).astype(np.int32)
+    # Many addresses have the same name.
+    first, kind = distinct_lists((root,), numbers, 4 * start[:-1][stack], 4 * length)
+    totals = _sums(kind, len(first), totals)
+    all_ends = np.concatenate([text_ends, np.frombuffer(ends, np.int64) + len(text)])
+    out.write(_native.fold(stack[first], root[first], totals, start, numbers, text + addresses, all_ends))
 
 
-def _totals(kind: I32, kinds: int, weights: I64 | None) -> I64:
+def _sums(kind: I32, kinds: int, weights: I64 | None) -> I64:
     if weights is None:
         return np.bincount(kind, minlength=kinds).astype(np.int64)
     totals = np.zeros(kinds, np.int64)
     np.add.at(totals, kind, weights)
     return totals
-
-
-@dataclass(frozen=True)
-class _Paths:
-    """Stacks as numbers of texts, leaf first: ``text[start[stack]:start[stack + 1]]``, and then ``root``, if that is none of -1, of each path."""
-
-    start: I64
-    text: I32
-    stack: I32
-    root: I32
-
-    def lines(self, texts: tuple[bytes, I64], totals: I64) -> tuple[list[bytes], list[int]]:
-        """The different paths as lines, and the sum of the ``totals`` of each: many addresses have the same name."""
-        at, length = self.start[:-1][self.stack], np.diff(self.start)[self.stack]
-        first, kind = distinct_lists((self.root,), self.text, 4 * at, 4 * length)
-        sums = np.zeros(len(first), np.int64)
-        np.add.at(sums, kind, totals)
-        root = self.root[first]
-        start, rows = select_lists(self.start, self.stack[first])
-        ends = start + np.concatenate([np.zeros(1, np.int64), np.cumsum(root >= 0)])
-        items = np.empty(ends[-1], np.int32)
-        # Every path moves by as many places as there are roots before it.
-        items[np.arange(len(rows)) + np.repeat(ends[:-1] - start[:-1], np.diff(start))] = self.text[rows]
-        items[ends[1:][root >= 0] - 1] = root[root >= 0]
-        return _native.fold(ends, items, *texts).split(b"\n")[:-1], sums.tolist()
 
 
 def _frame_text(name: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import BinaryIO
 
 import numpy as np
@@ -136,7 +137,7 @@ def _locations(profile: Profile, strings: _StringTable) -> Iterator[bytes]:
 def _samples(profile: Profile, strings: _StringTable) -> Iterator[bytes]:
     samples, stacks = profile.samples, profile.stacks
     labels_first, labels = distinct_rows(*_label_columns(samples))
-    texts = pieces(pb.Sample(label=one).SerializeToString(deterministic=True) for one in _labels(profile, labels_first, strings))
+    texts = pieces(_labels(profile, labels_first, strings))
     first, kind = distinct_rows(samples.stack, labels)
     values = _values(profile, kind, len(first))
     for block in blocks(len(first), _BLOCK):
@@ -158,22 +159,42 @@ def _label_columns(samples: Samples) -> tuple[I32 | U8, ...]:
     return (*host, samples.guest_comm, samples.guest_pid, samples.guest_tid, samples.cgroup)
 
 
-def _labels(profile: Profile, rows: I64, strings: _StringTable) -> Iterator[list[pb.Label]]:
+def _labels(profile: Profile, rows: I64, strings: _StringTable) -> Iterator[bytes]:
+    """Of each row a message Sample with its labels alone."""
     # The empty one at the end is that of index -1.
     names = [*profile.strings, ""]
+
+    @cache
+    def text(key: str, value: str) -> bytes:
+        if not value:
+            return b""
+        label = pb.Label(key=strings[key], str=strings[escape(value)])
+        return pb.Sample(label=[label]).SerializeToString(deterministic=True)
+
+    @cache
+    def number(key: str, value: int) -> bytes:
+        label = pb.Label(key=strings[key], num=value, num_unit=strings[key])
+        return pb.Sample(label=[label]).SerializeToString(deterministic=True)
+
+    @cache
+    def known(key: str, value: int) -> bytes:
+        return number(key, value) if value >= 0 else b""
+
     columns = (column[rows].tolist() for column in _label_columns(profile.samples))
     for mode, vm, vcpu, cpu, pid, tid, comm, event, guest_comm, guest_pid, guest_tid, cgroup in zip(*columns, strict=True):
-        texts = {
-            "execution_mode": Mode(mode).label,
-            "vm": profile.vms[vm].name if vm >= 0 else "",
-            "comm": names[comm],
-            "event": profile.events[event],
-            "guest_comm": names[guest_comm],
-            "cgroup": names[cgroup],
-        }
-        numbers = {"cpu": cpu, "pid": pid, "tid": tid}
-        numbers |= {key: number for key, number in (("vcpu", vcpu), ("guest_pid", guest_pid), ("guest_tid", guest_tid)) if number >= 0}
-        yield [
-            *(pb.Label(key=strings[key], str=strings[escape(text)]) for key, text in texts.items() if text),
-            *(pb.Label(key=strings[key], num=number, num_unit=strings[key]) for key, number in numbers.items()),
-        ]
+        yield b"".join(
+            (
+                text("execution_mode", Mode(mode).label),
+                text("vm", profile.vms[vm].name if vm >= 0 else ""),
+                text("comm", names[comm]),
+                text("event", profile.events[event]),
+                text("guest_comm", names[guest_comm]),
+                text("cgroup", names[cgroup]),
+                number("cpu", cpu),
+                number("pid", pid),
+                number("tid", tid),
+                known("vcpu", vcpu),
+                known("guest_pid", guest_pid),
+                known("guest_tid", guest_tid),
+            )
+        )
