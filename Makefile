@@ -10,7 +10,7 @@ KDIR ?= /lib/modules/$(KERNEL)/build
 
 LAB_TESTS = $(PYTHON) -m pytest tests/lab --ignore=tests/lab/test_changing_guests.py --ignore=tests/lab/test_other_hosts.py
 
-.PHONY: help demo test test-quick storm hosts guests changing stacks bench lint native module proto clean
+.PHONY: help demo test test-quick storm hosts guests changing stacks bench peers lint native module proto clean
 help:
 	@echo "make demo        record and convert a guest in the lab; results in demo/"
 	@echo "make test        lint, types and all tests, the lab's too"
@@ -20,9 +20,10 @@ help:
 	@echo "make guests      what is read out of the memory of guests of five kernels, in a table; GUEST_KERNELS=VMLINUZ:VMLINUZ... for others"
 	@echo "make changing    VMs of several kernels that start, end and reboot within one recording, in the lab"
 	@echo "make stacks      whole stacks of guests of three kernels against known ones; GUEST_KERNELS=VMLINUZ:VMLINUZ... for others"
-	@echo "make bench       the unwinder beside perf's, and convert of RECORDING=$(RECORDING) multiplied"
+	@echo "make bench       the unwinder beside perf's, convert of RECORDING=$(RECORDING) multiplied, and make peers"
+	@echo "make peers       convert of perf.data beside other programs' conversions of it"
 	@echo "make lint        ruff and mypy"
-	@echo "make native      build the unwinder in C, in place"
+	@echo "make native      build what is in C, in place"
 	@echo "make module      build the kernel module for KDIR=$(KDIR)"
 	@echo "make proto       generate perfguest/proto from proto/"
 
@@ -70,7 +71,10 @@ stacks: native
 		PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest -v tests/unwind
 
 # Minutes, on a machine that has nothing else to do.
-bench: native
+peers: native
+	$(PYTHON) -m tests.bench.peers
+
+bench: native peers
 	$(PYTHON) -m tests.bench.frames
 	$(PYTHON) -m tests.bench.unwinding
 	$(PYTHON) -m tests.bench.converting $(RECORDING)

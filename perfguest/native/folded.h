@@ -11,7 +11,7 @@
 
 /*
  * Path i: root[i] if that is not negative, then the items of the list stack[i]
- * from the last to the first; numbers of pieces, in which there is no ';'.
+ * from the last to the first; numbers of pieces, none of which is empty or holds a ';'.
  */
 struct pg_paths {
 	const int32_t *stack;

@@ -22,7 +22,7 @@ from perfguest.symbols.elf_dynamic import DynamicTables, dynamic_tables
 from perfguest.symbols.elf_parts import PT_LOAD, SHF_EXECINSTR, SHT_DYNSYM, SHT_NULL, SHT_SYMTAB, ElfParts, Section, read_parts
 from perfguest.symbols.gopclntab import GoFunctions, go_functions
 from perfguest.symbols.names import Names
-from perfguest.symbols.plt import plt_symbols
+from perfguest.symbols.plt import PltSymbols, plt_symbols
 from perfguest.symbols.sparse_elf import Bool, SparseFile
 from perfguest.symbols.table import GLOBAL, LOCAL, U8, U64, WEAK, RawSymbols, SymbolTable, build_table
 
@@ -153,7 +153,7 @@ def _read_parts(name: str, stream: BinaryIO | SparseFile) -> _Parts:
     try:
         elf = read_parts(name, stream)
         symbols = [_table_symbols(elf, section) for section in elf.sections if section.type in _SYMBOL_TABLES]
-        symbols.append(_plain(plt_symbols(elf)))
+        symbols.append(_plt(plt_symbols(elf)))
         notes: tuple[str, ...] = ()
         if not any(section.type == SHT_SYMTAB and section.present(section.size) is None for section in elf.sections):
             found = go_functions(elf, stream if isinstance(stream, SparseFile) else None)
@@ -232,10 +232,9 @@ def _columns(tables: DynamicTables, width: int, code: Bool) -> _Symbols:
     )
 
 
-def _plain(found: list[tuple[int, int, str]]) -> _Symbols:
-    columns = np.array([(start, size) for start, size, _ in found], np.uint64).reshape(-1, 2)
-    count = len(found)
-    return _Symbols(columns[:, 0], columns[:, 1], np.full(count, WEAK, np.uint8), np.zeros(count, bool), Names.of(name for _, _, name in found))
+def _plt(found: PltSymbols) -> _Symbols:
+    count = len(found.names)
+    return _Symbols(found.start, found.size, np.full(count, WEAK, np.uint8), np.zeros(count, bool), found.names)
 
 
 def _go(found: GoFunctions) -> _Symbols:

@@ -22,7 +22,11 @@ class Names(Sequence[str]):
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
         """The same names."""
-        pieces = [name.encode("utf-8", "replace") for name in names]
+        return cls.of_bytes([name.encode("utf-8", "replace") for name in names])
+
+    @classmethod
+    def of_bytes(cls, pieces: Sequence[bytes]) -> Names:
+        """The same for names as they are in a file."""
         end = np.cumsum(np.array([len(piece) for piece in pieces], np.int64), dtype=np.int64)
         return cls(b"".join(pieces), np.concatenate([np.zeros(1, np.int64), end[:-1]])[: len(pieces)], end)
 
