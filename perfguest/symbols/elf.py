@@ -7,7 +7,6 @@ Tables are read from their bytes, as one object per symbol is too slow for files
 from __future__ import annotations
 
 import io
-import lzma
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -244,6 +243,9 @@ def _go(found: GoFunctions) -> _Symbols:
 
 def _debugdata(name: str, packed: bytes) -> _Symbols:
     """An ELF file with a symbol table and nothing else, in xz."""
+    # Few files have one.
+    import lzma
+
     data = lzma.LZMADecompressor(memlimit=_MAX_DEBUGDATA_BYTES).decompress(packed, _MAX_DEBUGDATA_BYTES)
     inner = read_parts(f"{name}'s .gnu_debugdata", io.BytesIO(data))
     return _join([_table_symbols(inner, section) for section in inner.sections if section.type == SHT_SYMTAB])
