@@ -42,7 +42,7 @@ def has_symbol(profile: Profile) -> npt.NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class FrameNames:
+class ShownNames:
     """The names to show where there is room for nothing else: symbols, and for frames without one the address as sampled.
 
     ``number``: int32, for each frame which of ``names`` is its, and behind those which of ``addresses`` (uint64). ``names`` are printable, see :func:`escape`.
@@ -53,7 +53,7 @@ class FrameNames:
     number: I32
 
 
-def frame_names(profile: Profile) -> FrameNames:
+def frame_names(profile: Profile) -> ShownNames:
     """The names of all frames."""
     frames = profile.frames
     names = [*(escape(string) for string in profile.strings), "[unknown]"]
@@ -64,7 +64,7 @@ def frame_names(profile: Profile) -> FrameNames:
     rows = np.flatnonzero(nameless & is_code)
     first, which = distinct_rows(frames.address[rows])
     number[rows] = len(names) + which
-    return FrameNames(names, frames.address[rows[first]], number)
+    return ShownNames(names, frames.address[rows[first]], number)
 
 
 def display_names(profile: Profile) -> list[str]:
