@@ -62,3 +62,8 @@ def test_the_unwinder_is_built(installed: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from perfguest.unwind import _native; print(_native.__file__, _native.Unwinder().add_binary(0, []))"]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True, check=True)
     assert Path(done.stdout.split()[0]).is_relative_to(installed) and done.stdout.split()[1] == "0"
+
+
+def test_a_perf_data_can_be_converted(installed: Path, tmp_path: Path) -> None:
+    subprocess.run(["perf", "record", "-q", "-e", "cpu-clock", "-g", "-o", tmp_path / "perf.data", "seq", "1000000"], capture_output=True, check=True)
+    assert "seq;" in perfguest(installed, "convert", "-q", "--folded", "perf.data", home=tmp_path).stdout

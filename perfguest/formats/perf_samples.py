@@ -62,6 +62,7 @@ class _Columns:
     """The columns while they are filled, one layout after the other."""
 
     def __init__(self, count: int) -> None:
+        self.time: I64 = np.zeros(count, np.int64)
         self.cpu: I32 = np.full(count, -1, np.int32)
         self.pid: I32 = np.full(count, -1, np.int32)
         self.tid: I32 = np.full(count, -1, np.int32)
@@ -80,10 +81,6 @@ def decode_samples(path: str, records: Records, finder: EventFinder, events: tup
     if (unknown := int(np.count_nonzero(event < 0))) > 0:
         notes.append(f"{path}: {unknown} samples belong to no event that it describes and were left out")
         records, event = records.where(event >= 0), event[event >= 0]
-    time = _times(path, records, events, event)
-    if (time[1:] < time[:-1]).any():
-        order = np.argsort(time, kind="stable")
-        records, event, time = records.where(order), event[order], time[order]
     columns = _Columns(len(records))
     for layout, rows in _layouts(events, event):
         _decode_layout(path, records.where(rows), layout, rows, columns)
@@ -91,20 +88,24 @@ def decode_samples(path: str, records: Records, finder: EventFinder, events: tup
         own = np.array([_own_period(each) for each in events], np.int64)
         lacking = np.array([not each.sample_type & perf_attr.PERIOD for each in events])[event]
         columns.period[lacking] = own[event[lacking]]
+    order: I64 | slice = slice(None)
+    if (columns.time[1:] < columns.time[:-1]).any():
+        order = np.argsort(columns.time, kind="stable")
+    misc = records.misc[order]
     return Samples(
-        time=time,
-        cpu=columns.cpu,
-        pid=columns.pid,
-        tid=columns.tid,
-        period=columns.period,
-        ip=columns.ip,
-        event=event,
-        cpumode=(records.misc & 7).astype(np.uint8),
-        misc=records.misc,
+        time=columns.time[order],
+        cpu=columns.cpu[order],
+        pid=columns.pid[order],
+        tid=columns.tid[order],
+        period=columns.period[order],
+        ip=columns.ip[order],
+        event=event[order],
+        cpumode=(misc & 7).astype(np.uint8),
+        misc=misc,
         buffer=records.buffer,
-        chain_at=columns.chain_at,
-        chain_length=columns.chain_length,
-        offset=records.offset,
+        chain_at=columns.chain_at[order],
+        chain_length=columns.chain_length[order],
+        offset=records.offset[order],
     )
 
 
@@ -123,34 +124,30 @@ def _layouts(events: tuple[Event, ...], event: I32) -> Iterator[tuple[Event, I64
             yield events[members[0]], rows
 
 
-def _times(path: str, records: Records, events: tuple[Event, ...], event: I32) -> I64:
-    times = np.zeros(len(records), np.int64)
-    for layout, rows in _layouts(events, event):
-        words, some = layout.sample_words(), records.where(rows)
-        _check(path, some, some.size >= 8 + 8 * len(words))
-        if (at := words.get(perf_attr.TIME)) is not None:
-            times[rows] = some.buffer.u64(some.offset + at).view(np.int64)
-    return times
-
-
 def _decode_layout(path: str, records: Records, event: Event, rows: I64 | slice, columns: _Columns) -> None:
-    """``records``: long enough for the words that all have."""
     words = event.sample_words()
-    wanted = [bit for bit in (perf_attr.IP, perf_attr.TID, perf_attr.CPU, perf_attr.PERIOD) if bit in words]
-    found = dict(zip(wanted, records.buffer.columns(records.offset, [words[bit] for bit in wanted]), strict=True)) if wanted else {}
+    behind = 8 + 8 * len(words)
+    chains, read = event.sample_type & perf_attr.CALLCHAIN, event.sample_type & perf_attr.READ
+    _check(path, records, records.size >= behind + (8 if chains and not read else 0))
+    places = {bit: words[bit] for bit in (perf_attr.IP, perf_attr.TID, perf_attr.TIME, perf_attr.CPU, perf_attr.PERIOD) if bit in words}
+    if chains and not read:
+        places[perf_attr.CALLCHAIN] = behind
+    found = dict(zip(places, records.buffer.columns(records.offset, list(places.values())), strict=True))
     if (word := found.get(perf_attr.IP)) is not None:
         columns.ip[rows] = word
     if (word := found.get(perf_attr.TID)) is not None:
         columns.pid[rows], columns.tid[rows] = halves(word)
+    if (word := found.get(perf_attr.TIME)) is not None:
+        columns.time[rows] = word.view(np.int64)
     if (word := found.get(perf_attr.CPU)) is not None:
         columns.cpu[rows] = halves(word)[0]
     if (word := found.get(perf_attr.PERIOD)) is not None:
         columns.period[rows] = word.view(np.int64)
-    if event.sample_type & perf_attr.CALLCHAIN:
-        position = np.full(len(records), 8 + 8 * len(words), np.int64)
-        if event.sample_type & perf_attr.READ:
+    if chains:
+        position = np.full(len(records), behind, np.int64)
+        if read:
             position += _read_bytes(path, records, position, event.read_format)
-        length = _count_at(path, records, position)
+        length = _count_at(path, records, position) if read else _counts(path, records, found[perf_attr.CALLCHAIN])
         _check(path, records, length <= (records.size - position - 8) // 8)
         columns.chain_at[rows] = records.offset + position + 8
         columns.chain_length[rows] = length
@@ -166,9 +163,13 @@ def _read_bytes(path: str, records: Records, position: I64, read_format: int) ->
 
 
 def _count_at(path: str, records: Records, position: I64) -> I64:
-    """The count of words at ``position`` in each record; larger than any record is an error, so that sums stay small."""
+    """The count of words at ``position`` in each record."""
     _check(path, records, position + 8 <= records.size)
-    count = records.buffer.u64(records.offset + position)
+    return _counts(path, records, records.buffer.u64(records.offset + position))
+
+
+def _counts(path: str, records: Records, count: U64) -> I64:
+    """Larger than any record is an error, so that sums stay small."""
     _check(path, records, count < np.uint64(1 << 16))
     return count.astype(np.int64)
 

@@ -38,10 +38,8 @@ static int compare_names(const struct pg_pieces *names, size_t a, bool a_is_last
 	return next_a - next_b;
 }
 
-static int compare_paths(const void *left, const void *right, void *context)
+static int compare_paths(const struct pg_paths *paths, size_t a, size_t b)
 {
-	const struct pg_paths *paths = context;
-	size_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
 	size_t length_a = length_of(paths, a), length_b = length_of(paths, b), depth;
 
 	for (depth = 0; depth < length_a && depth < length_b; depth++) {
@@ -55,6 +53,109 @@ static int compare_paths(const void *left, const void *right, void *context)
 			return order;
 	}
 	return (length_a > length_b) - (length_a < length_b);
+}
+
+/*
+ * What mostly decides: which root, and the beginning of the name behind it. To
+ * look for that in the paths at each comparison would take several times as long.
+ */
+struct entry {
+	uint64_t beginning[2];
+	uint32_t root;		/* its place among the roots */
+	uint32_t path;
+};
+
+/* A root is a name twice as high, and one more where nothing is behind it. */
+static uint32_t root_of(const struct pg_paths *paths, size_t path)
+{
+	size_t length = length_of(paths, path);
+
+	return length ? 2 * (uint32_t)name_at(paths, path, 0) + (length == 1) : UINT32_MAX;
+}
+
+static int compare_roots(const void *left, const void *right, void *context)
+{
+	const struct pg_paths *paths = context;
+	uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+
+	return compare_names(&paths->names, a / 2, a & 1, b / 2, b & 1);
+}
+
+static int compare_entries(const void *left, const void *right, void *context)
+{
+	const struct entry *a = left, *b = right;
+
+	if (a->root != b->root)
+		return a->root < b->root ? -1 : 1;
+	if (a->beginning[0] != b->beginning[0])
+		return a->beginning[0] < b->beginning[0] ? -1 : 1;
+	if (a->beginning[1] != b->beginning[1])
+		return a->beginning[1] < b->beginning[1] ? -1 : 1;
+	return compare_paths(context, a->path, b->path);
+}
+
+/* Big-endian, so that numbers order as the bytes do. Behind a name comes what orders it, then nothing is known. */
+static void put_beginning(const struct pg_paths *paths, struct entry *entry)
+{
+	size_t length = length_of(paths, entry->path), name, size, i;
+	unsigned char bytes[16] = { 0 };
+
+	entry->beginning[0] = entry->beginning[1] = 0;
+	if (length < 2)
+		return;
+	name = name_at(paths, entry->path, 1);
+	size = pg_piece_size(&paths->names, name);
+	memcpy(bytes, paths->names.text + pg_piece_begin(&paths->names, name), size < 16 ? size : 16);
+	if (size < 16 && length > 2)
+		bytes[size] = ';';
+	for (i = 0; i < 16; i++)
+		entry->beginning[i / 8] = entry->beginning[i / 8] << 8 | bytes[i];
+}
+
+/* Gives each path its root's place; roots that read the same have the same. places: room for two of each name. */
+static void place_roots(const struct pg_paths *paths, struct entry *entries, uint32_t *places, uint32_t *roots)
+{
+	size_t count = 0, i;
+	uint32_t place = 1;
+
+	for (i = 0; i < paths->count; i++) {
+		uint32_t root = root_of(paths, i);
+
+		if (root != UINT32_MAX && !places[root]) {
+			places[root] = 1;
+			roots[count++] = root;
+		}
+	}
+	qsort_r(roots, count, sizeof(*roots), compare_roots, (void *)paths);
+	for (i = 0; i < count; i++) {
+		place += i && compare_roots(&roots[i - 1], &roots[i], (void *)paths);
+		places[roots[i]] = place;
+	}
+	for (i = 0; i < paths->count; i++) {
+		uint32_t root = root_of(paths, i);
+
+		entries[i].path = (uint32_t)i;
+		entries[i].root = root == UINT32_MAX ? 0 : places[root];
+		put_beginning(paths, &entries[i]);
+	}
+}
+
+static struct entry *sorted_paths(const struct pg_paths *paths)
+{
+	struct entry *entries = malloc((paths->count + 1) * sizeof(*entries));
+	uint32_t *places = calloc(2 * paths->names.count + 1, sizeof(*places));
+	uint32_t *roots = malloc((2 * paths->names.count + 1) * sizeof(*roots));
+
+	if (entries && places && roots) {
+		place_roots(paths, entries, places, roots);
+		qsort_r(entries, paths->count, sizeof(*entries), compare_entries, (void *)paths);
+	} else {
+		free(entries);
+		entries = NULL;
+	}
+	free(places);
+	free(roots);
+	return entries;
 }
 
 size_t pg_folded_room(const struct pg_paths *paths)
@@ -101,22 +202,19 @@ static char *put_path(char *out, const struct pg_paths *paths, size_t path)
 
 char *pg_folded_write(const struct pg_paths *paths, char *out)
 {
-	uint32_t *order = malloc((paths->count + 1) * sizeof(*order));
+	struct entry *entries = sorted_paths(paths);
 	size_t i, next;
 
-	if (!order)
+	if (!entries)
 		return NULL;
-	for (i = 0; i < paths->count; i++)
-		order[i] = (uint32_t)i;
-	qsort_r(order, paths->count, sizeof(*order), compare_paths, (void *)paths);
 	for (i = 0; i < paths->count; i = next) {
-		uint64_t total = (uint64_t)paths->total[order[i]];
+		uint64_t total = (uint64_t)paths->total[entries[i].path];
 
-		for (next = i + 1; next < paths->count && !compare_paths(&order[i], &order[next], (void *)paths); next++)
-			total += (uint64_t)paths->total[order[next]];
-		out = put_total(put_path(out, paths, order[i]), (int64_t)total);
+		for (next = i + 1; next < paths->count && !compare_entries(&entries[i], &entries[next], (void *)paths); next++)
+			total += (uint64_t)paths->total[entries[next].path];
+		out = put_total(put_path(out, paths, entries[i].path), (int64_t)total);
 	}
-	free(order);
+	free(entries);
 	return out;
 }
 

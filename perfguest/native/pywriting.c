@@ -38,6 +38,14 @@ static bool roots_are_good(const struct pg_paths *paths)
 	return true;
 }
 
+static bool names_are_few(const struct pg_paths *paths)
+{
+	if (paths->names.count < INT32_MAX)
+		return true;
+	PyErr_SetString(PyExc_ValueError, "more names than can be numbered");
+	return false;
+}
+
 static PyObject *folded(const struct pg_paths *paths)
 {
 	PyObject *result = bytes_of(pg_folded_room(paths));
@@ -66,7 +74,7 @@ PyObject *pg_py_fold(PyObject *module, PyObject *args)
 	    pg_buffers_lists(&buffers, start, items, &paths.stacks, &item_count) &&
 	    pg_buffers_pieces(&buffers, text, ends, "names", &paths.names) &&
 	    pg_lists_are_good(&paths.stacks, item_count, paths.stack, paths.count, paths.names.count) &&
-	    roots_are_good(&paths))
+	    roots_are_good(&paths) && names_are_few(&paths))
 		result = folded(&paths);
 	pg_buffers_release(&buffers);
 	return result;

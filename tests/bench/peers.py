@@ -102,7 +102,7 @@ def _stackcollapse() -> str | None:
 
 def cpu_seconds(command: str) -> float:
     """User and system time of the command and all that it starts."""
-    arguments = ["sh", "-c", f"exec 2>/dev/null; {command}"]
+    arguments = ["sh", "-c", f"exec >/dev/null 2>&1; {command}"]
     pid = os.posix_spawn("/bin/sh", arguments, os.environ)
     _, status, used = os.wait4(pid, 0)
     if status:
