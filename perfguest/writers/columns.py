@@ -16,6 +16,7 @@ from perfguest.writers.text import escape
 
 _CLOCKS = ("cpu-clock", "task-clock")
 
+
 def unique_rows(*columns: npt.NDArray[np.integer[Any]]) -> tuple[I64, I32]:
     """As :func:`distinct_rows`, with the kinds in ascending order of their columns."""
     first, number = distinct_rows(*columns)

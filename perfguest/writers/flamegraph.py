@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from perfguest.profile import I32, I64, Mode, Profile, Stacks
 from perfguest.writers.call_tree import CallTree
-from perfguest.writers.columns import Indices, display_names, is_clock, unique_rows
+from perfguest.writers.columns import display_names, is_clock, unique_rows
 from perfguest.writers.text import escape
 
 #: What a frame can be, as the page's legend has it. The first four are :class:`Mode` 1 to 4.
@@ -94,7 +94,7 @@ def _data(profile: Profile) -> dict[str, Any]:
     }
 
 
-def _with_roots(stacks: Stacks, which: I32, threads: I32, thread: Indices, frames: int) -> Stacks:
+def _with_roots(stacks: Stacks, which: I32, threads: I32, thread: npt.NDArray[np.integer[Any]], frames: int) -> Stacks:
     """The stacks ``which``, each with its thread at the root: frame ``frames`` + ``thread``, unless that is -1 in ``threads`` and there are other frames."""
     count = np.diff(stacks.start)[which]
     rooted = (threads[thread] >= 0) | (count == 0)
