@@ -8,14 +8,11 @@
  *
  *     fuzz_native SEED ROUNDS
  */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "bytes.h"
 #include "callchain.h"
 #include "distinct.h"
 #include "folded.h"
+#include "fuzzing.h"
 #include "kallsyms.h"
 #include "mappings.h"
 #include "pprof.h"
@@ -29,25 +26,12 @@ static uint64_t state;
 
 static uint64_t any(void)
 {
-	state += 0x9e3779b97f4a7c15ULL;
-	uint64_t value = state;
-
-	value = (value ^ value >> 30) * 0xbf58476d1ce4e5b9ULL;
-	value = (value ^ value >> 27) * 0x94d049bb133111ebULL;
-	return value ^ value >> 31;
+	return random64(&state);
 }
 
 static size_t below(size_t most)
 {
 	return most ? any() % most : 0;
-}
-
-static void expect(int good, const char *what)
-{
-	if (good)
-		return;
-	fprintf(stderr, "fuzz_native: %s\n", what);
-	abort();
 }
 
 static void *made(size_t size)
@@ -420,7 +404,7 @@ int main(int argc, char **argv)
 {
 	long rounds = argc > 2 ? atol(argv[2]) : 1000;
 
-	state = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
+	state = (argc > 1 ? strtoull(argv[1], NULL, 10) : 0) | 1;
 	while (rounds--) {
 		fuzz_records();
 		fuzz_callchains();

@@ -15,9 +15,9 @@ PURE = sorted(path for path in NATIVE.glob("*.c") if not path.name.startswith("p
 
 @pytest.fixture(scope="module")
 def fuzz_native(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("fuzz") / "fuzz_native"
-    sources = [*PURE, Path(__file__).parent / "fuzz_native.c"]
-    subprocess.run(["gcc", *WARNINGS, *SANITIZERS, "-g", "-O1", f"-I{NATIVE}", "-o", program, *sources], check=True)
+    program, here = tmp_path_factory.mktemp("fuzz") / "fuzz_native", Path(__file__).parent
+    sources = [*PURE, here / "fuzz_native.c"]
+    subprocess.run(["gcc", *WARNINGS, *SANITIZERS, "-g", "-O1", f"-I{NATIVE}", f"-I{here.parent}", "-o", program, *sources], check=True)
     return program
 
 
