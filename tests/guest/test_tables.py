@@ -178,7 +178,8 @@ def test_cost_of_the_second_vm(known: Known, findings: Findings, tmp_path: Path)
     print(f"{known.guest.release}: readers and recorder took {', '.join(lines)}")
     assert {kernel.level for kernel in snapshot.kernels} == {"processes"}
     assert len({kernel.kernel for kernel in snapshot.kernels}) == 1
-    assert first < 2
+    # Half of it, or less, where nothing else wants the processor.
+    assert first < 3
     # The best of three; a tenth of a second, and half more on a machine that has much else to do.
     assert min(later) < 0.15
     assert KernelCache(tmp_path / "cache").with_tables()
