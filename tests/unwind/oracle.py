@@ -261,6 +261,10 @@ class UserWalk:
             except Cut:
                 walked.user_end = "CUT"
                 return
+            except KeyError:
+                # In a register that the kernel's entry has not saved yet.
+                walked.user_end = "NO_RULE"
+                return
             if after is None:
                 walked.user_end = "START"
                 return
