@@ -43,7 +43,7 @@ demo: module native
 test: lint
 	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && export PERFGUEST_GUEST_KERNELS="$$kernels" && \
 		$(PYTHON) -m pytest --ignore=tests/unwind --ignore=tests/lab && $(PYTHON) -m pytest tests/unwind && \
-		{ $(LAB_TESTS) || { echo "The emulator loses its host now and then (docs/lab.md): what failed is run once more."; $(LAB_TESTS) --last-failed; }; }
+		{ $(LAB_TESTS) || { echo "The emulator loses its host now and then (docs/lab.md): what failed is run once more, on one CPU."; PERFGUEST_LAB_CPUS=1 $(LAB_TESTS) --last-failed; }; }
 
 # Part of `make test`, there with fifty rounds.
 storm: native

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,11 +39,13 @@ class Host:
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """One lab for all tests: its guest's vCPU stays on CPU 0, where the NMIs that QEMU injects arrive."""
+    """One lab for all tests: its guest's vCPU stays on CPU 0, where the NMIs that QEMU injects arrive. It has PERFGUEST_LAB_CPUS CPUs, two unless that is set:
+    on one the emulator does not lose guests (docs/lab.md), and no two things happen at once."""
     # Built here: in the emulator the compiler would take minutes.
     subprocess.run(["make", "module"], cwd=REPOSITORY, check=True)
     work = tmp_path_factory.mktemp("lab")
-    with Lab(LabOptions(cwd=work, pin_guest=0), report=print) as lab:
+    cpus = int(os.environ.get("PERFGUEST_LAB_CPUS", "2"))
+    with Lab(LabOptions(cwd=work, pin_guest=0, cpus=cpus), report=print) as lab:
         yield Host(lab, work)
 
 
