@@ -2,16 +2,13 @@
 #include "distinct.h"
 
 #include <stdlib.h>
+#include <sys/random.h>
 
 #include "bytes.h"
 
 #define BLOCK		32	/* rows hashed before the first of them is looked up: what memory takes overlaps */
 #define SLOTS_AT_FIRST	1024
 #define NO_KIND		(-1)
-
-/* Odd numbers with as many ones as zeros. */
-#define K0	0x9e3779b97f4a7c15ULL
-#define K1	0xd1b54a32d192ed03ULL
 
 /* The upper half of the hash tells most kinds apart without a look at their rows. */
 struct slot {
@@ -23,6 +20,12 @@ struct table {
 	struct slot *slots;
 	size_t mask;
 	uint64_t *hashes;	/* of each kind */
+	/*
+	 * By chance, other ones each time: the rows are what programs and guests
+	 * made of their stacks, and known numbers would let them choose rows whose
+	 * hashes are all equal.
+	 */
+	uint64_t secrets[2];
 	size_t room;
 	size_t kinds;
 };
@@ -51,29 +54,30 @@ static inline uint64_t value_of(const struct pg_column *column, size_t row)
 	return *at;
 }
 
-static uint64_t hash_row(const struct pg_rows *rows, size_t row)
+static uint64_t hash_row(const struct table *table, const struct pg_rows *rows, size_t row)
 {
-	uint64_t hash = K0;
+	const uint64_t one = table->secrets[0], other = table->secrets[1];
+	uint64_t hash = one;
 	size_t i;
 
 	for (i = 0; i < rows->column_count; i++)
-		hash = mix(hash ^ K1, value_of(&rows->columns[i], row) + K0);
+		hash = mix(hash ^ other, value_of(&rows->columns[i], row) + one);
 	if (rows->data) {
 		const uint8_t *at = rows->data + rows->at[row];
 		size_t left = (size_t)rows->length[row];
 		uint64_t word = left;
 
 		for (; left >= 16; left -= 16, at += 16)
-			hash = mix(hash ^ pg_word(at), pg_word(at + 8) ^ K1);
+			hash = mix(hash ^ pg_word(at), pg_word(at + 8) ^ other);
 		if (left >= 8) {
-			hash = mix(hash ^ pg_word(at), K1);
+			hash = mix(hash ^ pg_word(at), other);
 			at += 8;
 			left -= 8;
 		}
 		memcpy(&word, at, left);
-		hash = mix(hash ^ word, K0);
+		hash = mix(hash ^ word, one);
 	}
-	return mix(hash, K1);
+	return mix(hash, other);
 }
 
 static bool equal_rows(const struct pg_rows *rows, size_t a, size_t b)
@@ -159,7 +163,7 @@ static bool number_block(struct table *table, const struct pg_rows *rows, size_t
 	for (i = begin; i < end; i++) {
 		if (rows->data && i + BLOCK < rows->count)
 			__builtin_prefetch(rows->data + rows->at[i + BLOCK]);
-		hashes[i - begin] = hash_row(rows, i);
+		hashes[i - begin] = hash_row(table, rows, i);
 		__builtin_prefetch(&table->slots[hashes[i - begin] & table->mask]);
 	}
 	for (i = begin; i < end; i++) {
@@ -182,6 +186,11 @@ int64_t pg_distinct(const struct pg_rows *rows, int32_t *number, int64_t *first)
 	int64_t kinds = -1;
 	size_t i;
 
+	/* So few bytes come whole, or not at all where there is no such call. */
+	if (getrandom(table.secrets, sizeof(table.secrets), 0) != (ssize_t)sizeof(table.secrets))
+		return -1;
+	table.secrets[0] |= 1;
+	table.secrets[1] |= 1;
 	table.hashes = malloc(table.room * sizeof(*table.hashes));
 	if (!table.hashes || !resize(&table, SLOTS_AT_FIRST))
 		goto out;

@@ -31,7 +31,7 @@ struct pg_rows {
  * Gives number[i], for each row the number of its kind, in the order in which
  * they first occur, and first[k], the first row of each kind. Both have room for
  * all rows, of which there are less than 2^31. Gives how many kinds there are,
- * -1 without memory.
+ * -1 without memory, or without numbers by chance.
  */
 int64_t pg_distinct(const struct pg_rows *rows, int32_t *number, int64_t *first);
 

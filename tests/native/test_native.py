@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from perfguest import _native, stacks
 from perfguest.profile import Mode
+from perfguest.rows import distinct_lists, distinct_rows
 from perfguest.stacks import Callchains
 
 _MARKERS = {2**64 - 128: Mode.HOST_KERNEL, 2**64 - 512: Mode.HOST_USER, 2**64 - 2176: Mode.GUEST_KERNEL, 2**64 - 2560: Mode.GUEST_USER}
@@ -136,3 +138,15 @@ def test_folded_stacks_are_sorted_and_added_up(names: list[str], data: st.DataOb
         i64(*itertools.accumulate(map(len, names))),
     )
     assert folded.decode() == "".join(f"{stack} {total}\n" for stack, total in sorted(expected.items()))
+
+
+@pytest.mark.parametrize("word", [0x9E3779B97F4A7C15, 0xD1B54A32D192ED03, 0])
+def test_nobody_can_choose_rows_that_take_long(word: int) -> None:
+    """By words that a hash of known numbers would be zero for: what stands on a stack is a program's to choose. With all hashes equal it took seven seconds."""
+    words = np.full((40000, 2), word, np.uint64)
+    words[:, 0] = np.arange(len(words)) << 20
+    begun = time.process_time()
+    first, _ = distinct_lists((), words, 16 * np.arange(len(words)), np.full(len(words), 16))
+    also, _ = distinct_rows(words[:, 0], -words[:, 1])
+    assert len(first) == len(also) == len(words)
+    assert time.process_time() - begun < 1
