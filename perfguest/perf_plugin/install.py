@@ -16,7 +16,7 @@ from perfguest.errors import EnvironmentProblem
 SCRIPT = Path(__file__).with_name("perfguest_script.py")
 
 # What runs in perf's Python imports these.
-_NEEDED = ("click", "numpy", "google.protobuf", "elftools")
+_NEEDED = ("click", "numpy", "google.protobuf")
 _MARK = "# Written by perfguest plugin install.\n"
 # perf reads the second line as the script's description, and runs the file with /bin/sh and the arguments behind the script's name.
 _REPORT = f"""#!/bin/sh
