@@ -23,6 +23,10 @@ def load_host_profile(path: Path, host_root: Path = Path("/")) -> Profile:
     """
     perf = read_perf_data(path)
     notes = list(perf.notes)
+    # As RecordingPaths has them, which loads protobuf.
+    directory = path.absolute().parent
+    if path.name == "perf.data" and (directory / "recording.pb").is_file():
+        notes.append(f"{path} is part of a recording, whose guests' stacks are not read: for these give its directory, {directory}")
     samples = perf.samples
     host = HostSymbols(perf, host_kallsyms(perf, host_root, notes), host_root)
     mode, space = stacks.sample_modes(samples.cpumode), host.epoch(samples.pid, samples.time)

@@ -7,6 +7,7 @@ import gzip
 import lzma
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -53,6 +54,12 @@ def test_the_file_alone_says_what_the_recording_says(recording: Path, perf_data:
     alone = convert(perf_data, form)
     assert alone.returncode == 0 and len(alone.stdout.splitlines()) > 100
     assert alone.stdout == convert(recording, form).stdout
+    assert f"give its directory, {recording}" in alone.stderr.decode()
+
+
+def test_a_file_that_is_no_recordings_is_just_a_file(perf_data: Path, tmp_path: Path) -> None:
+    shutil.copy(perf_data, tmp_path / "perf.data")
+    assert "directory" not in convert(tmp_path / "perf.data", "--folded").stderr.decode()
 
 
 def test_folded_stacks_are_stackcollapses(perf_data: Path, stackcollapse: list[str], tmp_path: Path) -> None:
