@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,9 +71,9 @@ def machineless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeLab:
     monkeypatch.setattr(session, "Machine", AgentAsMachine)
     monkeypatch.setattr(session, "prepare", lambda *_: boot)
 
-    def make(*boots: list[str], report: Callable[[str], object] = lambda _: None, keep_logs: Path | None = None) -> Lab:
+    def make(*boots: list[str], report: Callable[[str], object] = lambda _: None, keep_logs: Path | None = None, grace: float = 30.0) -> Lab:
         AgentAsMachine.boots[:] = boots
-        return Lab(LabOptions(cwd=tmp_path, guests=len(boots[0]), keep_logs=keep_logs), report)
+        return Lab(LabOptions(cwd=tmp_path, guests=len(boots[0]), keep_logs=keep_logs, grace=grace), report)
 
     return make
 
@@ -179,6 +180,19 @@ def test_a_guest_lost_during_a_command_is_named(machineless: MakeLab, tmp_path: 
         with pytest.raises(LabError, match=f"guest lab was lost: {reason} while sh ran"):
             lab.run(["sh", "-c", command.format(fifo=fifo)], timeout=30)
     assert reason in told.read_text()
+
+
+def test_a_command_does_not_outlive_the_guest_for_long(machineless: MakeLab) -> None:
+    told: list[str] = []
+    with machineless(['mkfifo "$1/fifo"\n' + UP + "read -r _ < $1/fifo; exit 3"], report=told.append, grace=1.0) as lab:
+        started = time.monotonic()
+        with pytest.raises(LabError, match="its VMM ended with status 3 while sh ran"):
+            lab.run(["sh", "-c", f"echo > {lab.directory / 'guest-0/fifo'}; exec sleep 1000"], timeout=100)
+        assert time.monotonic() - started < 30
+        with pytest.raises(LabError, match="its VMM ended with status 3 before true ran"):
+            lab.run(["true"])
+        assert lab.run(["echo", "yes"], guest_may_end=True).stdout == b"yes\n"
+    assert "sh has gone on for 1 s without the guest: killed" in told
 
 
 def test_a_guest_ended_on_purpose_is_no_failure(machineless: MakeLab) -> None:

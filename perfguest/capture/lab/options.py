@@ -20,7 +20,7 @@ class LabOptions:
     ``kernel`` and ``guest_kernel`` are images (default: the newest in /boot that fits; the guest's: the host's), ``modules`` and ``guest_modules``
     the directories of their modules where those are not to be found beside the image or in /lib/modules. ``pin_guest`` is the CPU that all of a
     guest's threads are bound to. ``boot_timeout`` bounds one boot of host and guests together, ``stall`` and
-    ``host_stall`` how long a guest and the host may be silent.
+    ``host_stall`` how long a guest and the host may be silent, ``grace`` how long a command may go on when a guest was lost.
     ``emulator`` is a directory with another QEMU for the host than the installed one, as ``dpkg-deb -x`` makes it of Debian's packages.
     ``keep_logs`` is a directory that gets all consoles in the end, ``shares`` are directories that are shared read-write as ``cwd`` is.
     """
@@ -37,6 +37,7 @@ class LabOptions:
     boot_timeout: float = 900.0
     stall: float = 120.0
     host_stall: float = 360.0
+    grace: float = 30.0
     boots: int = 2
     emulator: Path | None = None
     keep_logs: Path | None = None

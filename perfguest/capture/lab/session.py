@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,6 +55,7 @@ class Lab:
         self._hello = False
         self._pids: dict[int, int] = {}
         self._lost: str = ""
+        self._lost_at = 0.0
         self._exit: int | None = None
         self._started = False
         self._dmesg: bytearray | None = None
@@ -226,9 +227,12 @@ class Lab:
 
         ``env`` is added to the caller's environment; ``stdin`` is a file descriptor or the input itself; ``stdout`` and ``stderr`` get the output as
         it comes, instead of its being collected; ``terminal`` (rows, columns) gives it a terminal, all of whose output is stdout. ``timeout`` is in
-        seconds. Raises LabError when the host is lost, when the time is over, and when a guest was lost that was not ended on purpose.
+        seconds. Raises LabError when the host is lost, when the time is over, and when a guest is lost that is not ended on purpose, unless
+        ``guest_may_end``: then a command without a terminal has ``grace`` seconds to end before it is killed.
         """
         assert self._boot  # noqa: S101
+        if self._lost and not guest_may_end:
+            raise LabError(f"{self._lost} before {argv[0]} ran", self._tails())
         out, err = bytearray(), bytearray()
         whole = environment(self.options, self._boot, self._pids) | dict(env or {})
         self._exit = None
@@ -238,13 +242,25 @@ class Lab:
         request = {"argv": list(argv), "env": whole, "cwd": str(self.options.cwd), "pty": terminal}
         self._send(Kind.RUN, json.dumps(request).encode())
         try:
-            self._wait(lambda: self._exit is not None, f"{argv[0]} did not end", limit=timeout)
+            is_bound = not guest_may_end and terminal is None
+            self._wait(lambda: self._exit is not None or (is_bound and self._is_grace_over()), f"{argv[0]} did not end", limit=timeout)
+            if self._exit is None:
+                self._kill(argv[0])
         finally:
             self._input.close()
         if self._lost and not guest_may_end:
             raise LabError(f"{self._lost} while {argv[0]} ran", self._tails())
         assert self._exit is not None  # noqa: S101
         return subprocess.CompletedProcess(list(argv), self._exit, bytes(out), bytes(err))
+
+    def _is_grace_over(self) -> bool:
+        return bool(self._lost) and time.monotonic() - self._lost_at > self.options.grace
+
+    def _kill(self, name: str) -> None:
+        self._report(f"{name} has gone on for {self.options.grace:.0f} s without the guest: killed")
+        self.interrupt(signal.SIGKILL)
+        with suppress(LabError):
+            self._wait(lambda: self._exit is not None, f"{name} did not end", limit=self.options.grace)
 
     def _keep_logs(self) -> None:
         target = self.options.keep_logs
@@ -341,7 +357,7 @@ class Lab:
         if message["ended"]:
             self._report(f"guest {guest_name(message['guest'])} was ended by a signal")
         elif not self._lost:
-            self._lost = text
+            self._lost, self._lost_at = text, time.monotonic()
             if len(self._pids) == self.options.guests:
                 self._report(text)
 
