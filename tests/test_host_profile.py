@@ -62,6 +62,17 @@ def test_a_file_that_is_no_recordings_is_just_a_file(perf_data: Path, tmp_path: 
     assert "directory" not in convert(tmp_path / "perf.data", "--folded").stderr.decode()
 
 
+def test_samples_without_a_cpu_have_none(perf_data: Path, tmp_path: Path) -> None:
+    """As perf record of a command takes them: their lines are those of perf, and no number stands for what nobody knows."""
+    theirs = subprocess.run(["perf", "script", "-i", perf_data, "-F", "comm,pid,tid,time,period,event"], capture_output=True, check=True, text=True).stdout
+    ours = [line for line in convert(perf_data, "--script").stdout.decode().splitlines() if line[:1] not in ("", "\t")]
+    assert [line.split() for line in ours] == [line.split() for line in theirs.splitlines()] and len(ours) > 100
+    assert b"CPU -1" not in convert(perf_data, "--chrome", "-o", "-").stdout
+    convert(perf_data, "--pprof", "-o", str(tmp_path / "pb.gz"))
+    raw = subprocess.run(["go", "tool", "pprof", "-raw", tmp_path / "pb.gz"], capture_output=True, check=True)
+    assert b"pid:" in raw.stdout and b"cpu:" not in raw.stdout
+
+
 def test_folded_stacks_are_stackcollapses(perf_data: Path, stackcollapse: list[str], tmp_path: Path) -> None:
     script = subprocess.run(["perf", "script", "-i", perf_data, "-F", "comm,pid,tid,time,event,ip,sym,dso"], capture_output=True, check=True).stdout
     theirs = _folded(subprocess.run([*stackcollapse, "-"], input=script, capture_output=True, check=True).stdout)

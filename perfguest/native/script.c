@@ -76,10 +76,12 @@ size_t pg_script_write(const struct pg_script *script, char *out)
 
 	for (i = 0; i < script->count; i++) {
 		out = pg_put_piece(out, &script->threads, (size_t)script->thread[i]);
-		*out++ = '[';
-		out = put_decimal(out, script->cpu[i], 3, '0');
-		*out++ = ']';
-		*out++ = ' ';
+		if (script->cpu[i] >= 0) {
+			*out++ = '[';
+			out = put_decimal(out, script->cpu[i], 3, '0');
+			*out++ = ']';
+			*out++ = ' ';
+		}
 		out = put_time(out, script->time[i]);
 		*out++ = ':';
 		*out++ = ' ';

@@ -78,7 +78,7 @@ def _events(profile: Profile) -> Iterator[bytes]:
 def _cpu_tracks(profile: Profile) -> Iterator[_Track]:
     cpus, kind = np.unique(profile.samples.cpu, return_inverse=True)
     for cpu, rows in zip(cpus.tolist(), _rows_of(kind, len(cpus)), strict=True):
-        yield _Track(HOST_CPUS_PID, HOST_CPUS_PID + 1 + cpu, f"CPU {cpu}", "Host CPUs", rows, cpu)
+        yield _Track(HOST_CPUS_PID, HOST_CPUS_PID + 1 + cpu, f"CPU {cpu}" if cpu >= 0 else "no CPU told", "Host CPUs", rows, cpu)
 
 
 def _thread_tracks(profile: Profile) -> Iterator[_Track]:

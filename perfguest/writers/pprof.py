@@ -190,7 +190,7 @@ def _labels(profile: Profile, rows: I64, strings: _StringTable) -> Iterator[byte
                 text("event", profile.events[event]),
                 text("guest_comm", names[guest_comm]),
                 text("cgroup", names[cgroup]),
-                number("cpu", cpu),
+                known("cpu", cpu),
                 number("pid", pid),
                 number("tid", tid),
                 known("vcpu", vcpu),
