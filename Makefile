@@ -8,9 +8,10 @@ KERNEL ?= $(shell ls -v /boot/vmlinuz-*-amd64 2>/dev/null | tail -n 1 | sed 's,.
 RECORDING ?= demo/perfguest.data
 KDIR ?= /lib/modules/$(KERNEL)/build
 
-LAB_TESTS = $(PYTHON) -m pytest tests/lab --ignore=tests/lab/test_changing_guests.py --ignore=tests/lab/test_other_hosts.py
+# With a cache of its own: other tests run at the same time.
+LAB_TESTS = $(PYTHON) -m pytest -o cache_dir=.pytest_cache/lab tests/lab --ignore=tests/lab/test_changing_guests.py --ignore=tests/lab/test_other_hosts.py
 
-.PHONY: help demo test test-quick storm hosts guests changing stacks bench peers lint native module proto clean
+.PHONY: help demo test test-lab test-quick storm hosts guests changing stacks bench peers lint native module proto clean
 help:
 	@echo "make demo        record and convert a guest in the lab; results in demo/"
 	@echo "make test        lint, types and all tests, the lab's too"
@@ -39,11 +40,14 @@ demo: module native
 	@echo "Beside it: perfguest.data (the recording), guest.pb.gz (go tool pprof -http=: demo/guest.pb.gz),"
 	@echo "guest.trace.json (ui.perfetto.dev), guest.folded and guest.script (speedscope, flamegraph.pl)."
 
-# Guests of the oldest kernel, of 6.1 and of the newest, which are fetched at first use. Stacks and the lab by themselves: until a run's end its guests compute.
+# Guests of the oldest kernel, of 6.1 and of the newest, which are fetched at first use.
 test: lint
-	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && export PERFGUEST_GUEST_KERNELS="$$kernels" && \
-		$(PYTHON) -m pytest --ignore=tests/unwind --ignore=tests/lab && $(PYTHON) -m pytest tests/unwind && \
-		{ $(LAB_TESTS) || { echo "The emulator loses its host now and then (docs/lab.md): what failed is run once more, on one CPU."; PERFGUEST_LAB_CPUS=1 $(LAB_TESTS) --last-failed; }; }
+	kernels=$$($(PYTHON) -m tests.guest_kernels 5.10 6.1 7.3) && PERFGUEST_GUEST_KERNELS="$$kernels" $(PYTHON) -m pytest --ignore=tests/unwind --ignore=tests/lab
+	$(MAKE) --no-print-directory -j2 --output-sync=target stacks test-lab
+
+# Like those of `make stacks`, its emulated machines compute all the time, on one CPU: both run at the same time.
+test-lab: native
+	$(LAB_TESTS) || { echo "The emulator loses its host now and then (docs/lab.md): what failed is run once more."; $(LAB_TESTS) --last-failed; }
 
 # Part of `make test`, there with fifty rounds.
 storm: native

@@ -52,7 +52,7 @@ class Progress:
 @click.option("--modules-dir", type=_PATH, metavar="DIR", help="Where the host's modules are, if neither beside IMAGE nor in /lib/modules.")
 @click.option("--guest-kernel", type=_PATH, metavar="IMAGE", help="The guest's kernel [default: the host's].")
 @click.option("--guest-modules-dir", type=_PATH, metavar="DIR", help="The same for the guest's modules.")
-@click.option("--cpus", default=2, show_default=True, help="CPUs of the host.")
+@click.option("--cpus", default=1, show_default=True, help="CPUs of the host. With more the emulator often loses a guest, or the host.")
 @click.option("--guests", default=1, show_default=True, help="How many guests run in it, one vCPU each.")
 @click.option("--memory", default=4096, show_default=True, metavar="MIB", help="Memory of the host.")
 @click.option("--guest-memory", default=512, show_default=True, metavar="MIB", help="Memory of a guest.")

@@ -39,12 +39,12 @@ class Host:
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """One lab for all tests: its guest's vCPU stays on CPU 0, where the NMIs that QEMU injects arrive. It has PERFGUEST_LAB_CPUS CPUs, two unless that is set:
-    on one the emulator does not lose guests (docs/lab.md), and no two things happen at once."""
+    """One lab for all tests: its guest's vCPU stays on CPU 0, where the NMIs that QEMU injects arrive. It has PERFGUEST_LAB_CPUS CPUs, one unless that is set:
+    with two the emulator loses guests (docs/lab.md)."""
     # Built here: in the emulator the compiler would take minutes.
     subprocess.run(["make", "module"], cwd=REPOSITORY, check=True)
     work = tmp_path_factory.mktemp("lab")
-    cpus = int(os.environ.get("PERFGUEST_LAB_CPUS", "2"))
+    cpus = int(os.environ.get("PERFGUEST_LAB_CPUS", "1"))
     with Lab(LabOptions(cwd=work, pin_guest=0, cpus=cpus), report=print) as lab:
         yield Host(lab, work)
 

@@ -87,7 +87,7 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
     def options(work: Path) -> LabOptions:
         guest = find_kernel(None, None, ()).image
-        return LabOptions(cwd=work, kernel=tree.kernel.image, modules=tree.kernel.modules, guest_kernel=guest, pin_guest=0, emulator=newer_emulator())
+        return LabOptions(cwd=work, kernel=tree.kernel.image, modules=tree.kernel.modules, guest_kernel=guest, cpus=2, pin_guest=0, emulator=newer_emulator())
 
     result = run_in_lab(tmp_path_factory.mktemp, options, lambda host: _measure(host, tree, warnings))
     table.append(result.row)

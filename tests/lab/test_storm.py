@@ -26,7 +26,7 @@ ROUNDS = os.environ.get("PERFGUEST_ROUNDS", "50")
 def rewritable(tmp_path: Path) -> Iterator[Host]:
     """A lab in an emulator that bears code being rewritten while it runs."""
     subprocess.run(["make", "module"], cwd=REPOSITORY, check=True)
-    with Lab(LabOptions(cwd=tmp_path, pin_guest=0, emulator=newer_emulator()), report=print) as lab:
+    with Lab(LabOptions(cwd=tmp_path, cpus=2, pin_guest=0, emulator=newer_emulator()), report=print) as lab:
         yield Host(lab, tmp_path)
 
 

@@ -29,7 +29,7 @@ class LabOptions:
     modules: Path | None = None
     guest_kernel: Path | None = None
     guest_modules: Path | None = None
-    cpus: int = 2
+    cpus: int = 1
     guests: int = 1
     memory: int = 4096
     guest_memory: int = 512

@@ -122,7 +122,7 @@ class Lab:
         assert self._boot  # noqa: S101
         self._reset()
         options = self.options
-        self._report(f"booting the host: {self._boot.kernel.release}, {options.cpus} CPUs, {options.memory} MiB")
+        self._report(f"booting the host: {self._boot.kernel.release}, {options.cpus} CPU{'s' * (options.cpus != 1)}, {options.memory} MiB")
         self._machine = Machine(
             kernel=self._boot.kernel.image,
             initrd=self._boot.initrd,
