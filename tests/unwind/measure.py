@@ -85,11 +85,6 @@ class Causes:
         names = [self._names.at(address - returns) for address, returns in row.walked.kernel]
         return "__schedule" in names and self._evidence.process_of(row.sample) is None
 
-    def is_thread_new(self, row: Row) -> bool:
-        """Whether the thread has not come back from the call that made it: its own stack is empty."""
-        kernel = row.walked.kernel
-        return bool(kernel) and self._names.at(kernel[-1][0] - kernel[-1][1]).startswith("ret_from_fork")
-
 
 def kernel_chain(walked: Walked, names: KernelNames) -> list[str]:
     """The names of its functions, leaf first."""

@@ -15,9 +15,10 @@ def _pairs(guest: Guest) -> list[tuple[Row, Row]]:
 
 
 def _ends_early(guest: Guest, row: Row) -> bool:
-    """ORC takes retpolines' thunks and the first and last instructions of a system call for ends of stacks, and so does the plain walk."""
+    """ORC takes retpolines' thunks and the kernel's first and last instructions for ends of stacks, and so does the plain walk."""
     in_thunk = any(name.startswith("__x86_indirect_") for name in guest.warm.names.all_at(row.walked.kernel[-1][0]))
-    return in_thunk or row.sample.registers["RSP"] >> 63 == 0
+    at_edge = row.walked.kernel_end == "THREAD_START" and len(row.walked.kernel) == 1 and row.sample.has_user_copy
+    return in_thunk or at_edge or row.sample.registers["RSP"] >> 63 == 0
 
 
 def test_kernel_frames_are_those_of_the_plain_walk(guest: Guest, figure: Callable[[str], None]) -> None:

@@ -23,10 +23,10 @@ def truth(guest: Guest) -> Truth:
 
 
 def _of(guest: Guest, comm: str) -> list[Row]:
-    """Samples of a program, as far as the kernel did not just make or end it or one of its threads, or switch to another."""
+    """Samples of a program, as far as the kernel did not just make or end it, or switch to another."""
     rows = [row for row in guest.warm.rows if row.sample.comm == comm and (row.sample.user or row.sample.has_user_copy)]
     causes = guest.warm.causes
-    return [row for row in rows if not (causes.is_program_gone(row) or causes.is_thread_new(row) or causes.is_switching(row))]
+    return [row for row in rows if not (causes.is_program_gone(row) or causes.is_switching(row))]
 
 
 def _tokens(guest: Guest, truth: Truth, row: Row) -> list[str]:

@@ -150,6 +150,50 @@ def test_edge_of_a_syscall() -> None:
     assert out.kernel_end[0] == _native.END_USER_ENTRY
 
 
+USER = {"rip": USER_IP, "cs": k.USER_CS, "flags": k.FLAGS, "rsp": USER_SP, "ss": k.USER_DS, "rbx": 3, "rbp": 5, "r12": 12, "r15": 15, "rdi": 7, "rax": 9}
+
+
+def at_an_edge(stacks: list[k.Stack], **registers: int) -> tuple[list[tuple[int, int]], int]:
+    engine = Engine()
+    number = kernel(engine, _native.ORC_V5, k.entry(_native.ORC_V5, k.TYPE_END))
+    out = engine.walk(k.sample(stacks, number, rip=k.TEXT, **registers))
+    return k.frames(out), int(out.kernel_end[0])
+
+
+FROM_USER = [(k.TEXT, 0), (USER_IP, _native.FRAME_USER)], _native.END_USER_ENTRY
+FROM_NOWHERE = [(k.TEXT, 0)], _native.END_THREAD_START
+
+
+@pytest.mark.parametrize("padding", [0, 16])
+@pytest.mark.parametrize("words", range(21))
+def test_a_system_call_that_pushes_its_registers(words: int, padding: int) -> None:
+    """Before the second word, the user's stack pointer, nothing can be told."""
+    regs, size = k.pt_regs(**USER)[168 - 8 * words :], k.SIZE - padding
+    stack = k.Stack(k.STACK + size - 8 * words, 8 * words + padding)
+    stack.put_bytes(0, regs)
+    found = at_an_edge([stack], rsp=stack.base, rcx=USER_IP, r11=k.FLAGS)
+    assert found == (FROM_USER if words >= 2 else FROM_NOWHERE)
+
+
+def on_the_way_out(words: list[str], **changed: int) -> tuple[list[tuple[int, int]], int]:
+    """On the processor's stack, with these registers pushed."""
+    task, little = k.Stack(), k.Stack(k.IRQ_STACK + 0x1000 - 8 * len(words), 0x1000)
+    task.put_bytes(k.SIZE - 168, k.pt_regs(**USER))
+    for number, name in enumerate(reversed(words)):
+        little.put(8 * number, {**USER, **changed}[name])
+    registers = {name: value for name, value in {**USER, **changed}.items() if name in ("rbx", "rbp", "r12", "r15")}
+    return at_an_edge([little, task], rsp=little.base, **registers)
+
+
+@pytest.mark.parametrize("order", [["ss", "rsp", "flags", "cs", "rip", "rdi", "rax"], ["rsp", "rdi", "rax"]])
+def test_the_way_out_over_a_stack_of_the_processors(order: list[str]) -> None:
+    for count in range(len(order) + 1):
+        assert on_the_way_out(order[:count]) == FROM_USER
+        for name in {"rbx", "rbp", "r12", "r15", "rsp", "rip", "rdi", "rax"} & {*order[:count], "rbx", "rbp", "r12", "r15"}:
+            assert on_the_way_out(order[:count], **{name: 0x1234}) == FROM_NOWHERE, name
+    assert on_the_way_out([*order, "rbx"]) == FROM_NOWHERE
+
+
 CALL = b"\xe8\0\0\0\0"
 
 

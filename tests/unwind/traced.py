@@ -19,7 +19,9 @@ from elftools.elf.elffile import ELFFile
 from perfguest.unwind import _native
 from perfguest.unwind.engine import Engine, Samples
 
-PTRACE_SINGLESTEP, PTRACE_GETREGS, PTRACE_ATTACH, PTRACE_DETACH = 9, 12, 16, 17
+PTRACE_CONT, PTRACE_SINGLESTEP, PTRACE_GETREGS, PTRACE_ATTACH, PTRACE_DETACH = 7, 9, 12, 16, 17
+PTRACE_SETOPTIONS, PTRACE_GETEVENTMSG = 0x4200, 0x4201
+PTRACE_O_TRACECLONE, PTRACE_EVENT_CLONE = 8, 3
 RED_ZONE = 128
 WALL = 0x40000000  # other threads than a process's first, too (linux/wait.h)
 # struct user_regs_struct (sys/user.h).
@@ -58,7 +60,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 
 
-def _ptrace(request: int, pid: int, data: ctypes.Array[ctypes.c_uint64] | None = None) -> None:
+def _ptrace(request: int, pid: int, data: ctypes.Array[ctypes.c_uint64] | int | None = None) -> None:
     if _libc.ptrace(request, pid, None, data):
         raise OSError(ctypes.get_errno(), f"ptrace({request}) of {pid}")
 
@@ -66,7 +68,7 @@ def _ptrace(request: int, pid: int, data: ctypes.Array[ctypes.c_uint64] | None =
 def step(pid: int) -> bool:
     """One instruction; false if the process has ended with it. Signals are not delivered."""
     _ptrace(PTRACE_SINGLESTEP, pid)
-    _, status = os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, WALL)
     return os.WIFSTOPPED(status)
 
 
@@ -79,6 +81,25 @@ def stopped(pid: int) -> Iterator[None]:
         yield
     finally:
         _ptrace(PTRACE_DETACH, pid)
+
+
+@contextmanager
+def new_thread(pid: int) -> Iterator[int]:
+    """The next thread that a stopped process makes, before its first instruction."""
+    with stopped(pid):
+        _ptrace(PTRACE_SETOPTIONS, pid, PTRACE_O_TRACECLONE)
+        status = 0
+        while status >> 16 != PTRACE_EVENT_CLONE:
+            _ptrace(PTRACE_CONT, pid)
+            _, status = os.waitpid(pid, WALL)
+            assert os.WIFSTOPPED(status)
+        thread = (ctypes.c_uint64 * 1)()
+        _ptrace(PTRACE_GETEVENTMSG, pid, thread)
+        os.waitpid(thread[0], WALL)
+        try:
+            yield thread[0]
+        finally:
+            _ptrace(PTRACE_DETACH, thread[0])
 
 
 @contextmanager

@@ -6,6 +6,8 @@
 #define MAX_ENTRY	64	/* bytes of the code at an entry point */
 #define MAX_INSNS	24	/* from there to the first call */
 #define MAX_EXIT	4	/* that end a thread */
+#define MAX_BEGIN	12	/* of a new thread, to its first call */
+#define MAX_BEGIN_SIZE	32	/* in bytes */
 
 #define SYS_exit	60
 
@@ -130,6 +132,11 @@ bool pg_code_find_main(const struct pg_binary *binary, uint64_t *main)
 	return false;
 }
 
+static bool is_syscall(const struct pg_insn *insn)
+{
+	return insn->map == PG_MAP_0F && !insn->vector && insn->opcode == 0x05;
+}
+
 bool pg_code_ends_thread(const struct pg_binary *binary, uint64_t offset)
 {
 	struct pg_code_state state;
@@ -142,7 +149,7 @@ bool pg_code_ends_thread(const struct pg_binary *binary, uint64_t offset)
 		pg_file_view_some(&binary->file, offset, PG_MAX_INSN, &code);
 		if (!pg_decode(code.at, pg_bytes_left(&code), &insn) || insn.vector)
 			return false;
-		if (insn.map == PG_MAP_0F && insn.opcode == 0x05)
+		if (is_syscall(&insn))
 			return pg_is_constant(&state.regs[PG_RAX], SYS_exit);
 		/* MOV and XOR alone. */
 		if (insn.map != PG_MAP_ONE ||
@@ -150,6 +157,55 @@ bool pg_code_ends_thread(const struct pg_binary *binary, uint64_t offset)
 			return false;
 		pg_code_apply(&state, &insn, offset);
 		offset += insn.length;
+	}
+	return false;
+}
+
+/* Jcc, by the flags that a test of 0 leaves: ZF and PF. */
+static bool is_taken(const struct pg_insn *insn)
+{
+	const unsigned int conditions = 0x665a;
+	bool is_short = insn->map == PG_MAP_ONE && (insn->opcode & 0xf0) == 0x70;
+	bool is_near = insn->map == PG_MAP_0F && (insn->opcode & 0xf0) == 0x80;
+
+	return !insn->vector && (is_short || is_near) && conditions >> (insn->opcode & 15) & 1;
+}
+
+/* From behind a system call that has given 0 over wanted to a call that is the thread's first. */
+static bool leads_to_thread(const struct pg_binary *binary, uint64_t offset, uint64_t wanted)
+{
+	struct pg_bytes code;
+	struct pg_insn insn;
+	bool met = false;
+	int i;
+
+	for (i = 0; i < MAX_BEGIN; i++) {
+		met |= offset == wanted;
+		pg_file_view_some(&binary->file, offset, PG_MAX_INSN, &code);
+		if (!pg_decode(code.at, pg_bytes_left(&code), &insn) || is_syscall(&insn))
+			return false;
+		offset += insn.length;
+		if (pg_is_call(&insn))
+			return met && pg_code_ends_thread(binary, offset);
+		if (is_taken(&insn))
+			offset += (uint64_t)insn.immediate;
+		else if (pg_is_jump(&insn))
+			return false;
+	}
+	return false;
+}
+
+bool pg_code_begins_thread(const struct pg_binary *binary, uint64_t offset)
+{
+	static const uint8_t syscall[] = { 0x0f, 0x05 };
+	struct pg_bytes code;
+	uint64_t behind;
+
+	for (behind = 0; behind < MAX_BEGIN_SIZE && behind + sizeof(syscall) <= offset; behind++) {
+		pg_file_view_some(&binary->file, offset - behind - sizeof(syscall), sizeof(syscall), &code);
+		if (pg_bytes_left(&code) == sizeof(syscall) && !memcmp(code.at, syscall, sizeof(syscall)) &&
+		    leads_to_thread(binary, offset - behind, offset))
+			return true;
 	}
 	return false;
 }

@@ -24,6 +24,12 @@ enum pg_entry_kind pg_code_entry_kind(const struct pg_binary *binary, uint64_t o
 /* Does the code at offset do nothing but end the thread? So does what is behind a thread's first call. */
 bool pg_code_ends_thread(const struct pg_binary *binary, uint64_t offset);
 
+/*
+ * Is it what a thread begins with that the system call just before it has made?
+ * RAX is 0 there, which its maker does not get.
+ */
+bool pg_code_begins_thread(const struct pg_binary *binary, uint64_t offset);
+
 /* Is it behind the first call in the code at a program's entry point? That does not return. */
 bool pg_code_follows_entry(const struct pg_binary *binary, uint64_t offset);
 

@@ -132,11 +132,15 @@ bool pg_is_goroutines_end(const struct pg_walk *walk, uint64_t word)
 /* Nothing called the code here: a program's first, a thread's, or a goroutine's. */
 static bool is_outermost(const struct pg_walk *walk, const struct place *place, bool exact)
 {
+	const struct pg_machine *m = &walk->machine;
 	const struct pg_rule *rule;
 
 	if (!exact && (pg_code_follows_entry(place->binary, place->offset) ||
 		       pg_code_ends_thread(place->binary, place->offset) ||
 		       pg_code_ends_goroutine(place->binary, place->offset)))
+		return true;
+	if (exact && pg_knows(m, PG_RAX) && !m->regs[PG_RAX] &&
+	    pg_code_begins_thread(place->binary, place->offset))
 		return true;
 	switch (pg_code_entry_kind(place->binary, place->offset)) {
 	case PG_ENTRY_LOADER:

@@ -6,63 +6,7 @@
  */
 #include "walk_parts.h"
 
-#define STACK_SIZE		16384ULL	/* of a task; stacks are aligned to it */
-#define FRED_PADDING		16		/* above pt_regs, in kernels since v6.9 */
-
 #define STUFFING_REACH		16		/* bytes of code from the first call to behind the second */
-
-#define USER32_CS		0x23
-#define USER_DS			0x2b
-#define USER_CS			0x33
-#define XEN_USER_CS		0xe033
-#define SELECTOR_RPL		3
-
-#define FLAGS_ONE		(1ULL << 1)
-#define FLAGS_IF		(1ULL << 9)
-#define FLAGS_ZERO		(~0x3fffffULL | 1ULL << 15 | 1ULL << 5 | 1ULL << 3)
-
-bool pg_set_user_mode(struct pg_walk *walk, uint16_t cs)
-{
-	walk->compat = cs != USER_CS && cs != XEN_USER_CS;
-	return (cs & SELECTOR_RPL) == SELECTOR_RPL;
-}
-
-static bool is_user_entry(const struct pg_iret_frame *frame)
-{
-	uint16_t cs = (uint16_t)frame->cs, ss = (uint16_t)frame->ss;
-
-	return (cs == USER_CS || cs == USER32_CS) && ss == USER_DS &&
-	       (frame->flags & (FLAGS_ONE | FLAGS_IF | FLAGS_ZERO)) == (FLAGS_ONE | FLAGS_IF) &&
-	       frame->ip && pg_is_user_address(frame->ip) && pg_is_user_address(frame->sp);
-}
-
-bool pg_find_user_regs(struct pg_walk *walk, bool here)
-{
-	size_t i = walk->machine.copy_count;
-	uint64_t padding;
-
-	while (i--) {
-		const struct pg_copy *copy = &walk->machine.copies[i];
-		uint64_t top = copy->address + copy->size;
-
-		if (!pg_is_kernel_address(copy->address) || top % STACK_SIZE)
-			continue;
-		if (here && i != pg_copy_of(&walk->machine, walk->machine.regs[PG_RSP]))
-			continue;
-		for (padding = 0; padding <= FRED_PADDING; padding += FRED_PADDING) {
-			uint64_t at = top - padding - PG_PT_REGS_SIZE;
-			struct pg_iret_frame frame;
-
-			if (!pg_load(&walk->machine, at + PG_PT_REGS_IP, &frame, sizeof(frame)) ||
-			    !is_user_entry(&frame))
-				continue;
-			if (!pg_load_pt_regs(&walk->machine, at, &frame))
-				continue;
-			return pg_set_user_mode(walk, (uint16_t)frame.cs);
-		}
-	}
-	return false;
-}
 
 static bool is_return_address(const struct pg_walk *walk, uint64_t word)
 {
@@ -155,28 +99,6 @@ static void skip_stuffing(struct pg_walk *walk, const struct pg_rule *rule)
 	pg_set(m, PG_RSP, sp);
 }
 
-/*
- * Between the processor's syscall instruction and the first push, and on the
- * way out, the stack is still or again the user's, and the processor keeps the
- * user's address in RCX: ORC calls it an end, and it is one of the kernel.
- */
-static bool is_syscall_edge(const struct pg_walk *walk, bool leaf)
-{
-	const uint64_t *regs = walk->machine.regs;
-
-	return leaf && regs[PG_RSP] && pg_is_user_address(regs[PG_RSP]) &&
-	       regs[PG_RCX] && pg_is_user_address(regs[PG_RCX]);
-}
-
-static enum pg_end stop(struct pg_walk *walk, enum pg_end end, bool leaf)
-{
-	if (end != PG_END_THREAD_START || !is_syscall_edge(walk, leaf))
-		return end;
-	pg_set(&walk->machine, PG_RIP, walk->machine.regs[PG_RCX]);
-	walk->compat = false;
-	return PG_END_USER_ENTRY;
-}
-
 enum pg_end pg_walk_kernel(struct pg_walk *walk)
 {
 	static const struct pg_rule_source no_source;
@@ -199,8 +121,11 @@ enum pg_end pg_walk_kernel(struct pg_walk *walk)
 		rule = pg_kernel_rule(walk->unwinder, (uint32_t)walk->sample->kernel, ip - !exact);
 		if (rule->kind == PG_RULE_STOP) {
 			how = step_without_rule(walk, rule->end);
+			if (!how && leaf && rule->end == PG_END_THREAD_START &&
+			    pg_find_edge_regs(walk))
+				return PG_END_USER_ENTRY;
 			if (!how)
-				return stop(walk, rule->end, leaf);
+				return rule->end;
 			exact = false;
 			continue;
 		}

@@ -60,6 +60,12 @@ enum pg_end pg_walk_user(struct pg_walk *walk);
  */
 bool pg_find_user_regs(struct pg_walk *walk, bool here);
 
+/*
+ * In the first and last instructions of the kernel, which are ends to ORC: true
+ * if the registers are the user's.
+ */
+bool pg_find_edge_regs(struct pg_walk *walk);
+
 /* Sets walk->compat; false if no code runs with this code segment in user mode. */
 bool pg_set_user_mode(struct pg_walk *walk, uint16_t cs);
 
