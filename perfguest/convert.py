@@ -15,7 +15,7 @@ from perfguest.formats.guest_snapshot import GuestSnapshot
 from perfguest.formats.recording import RecordingPaths
 from perfguest.guest_stacks import GuestStacks, KernelSpaces, Unwinding, guest_stacks
 from perfguest.join import Joined, join
-from perfguest.naming import FrameNames
+from perfguest.naming import FrameNames, without_junk
 from perfguest.profile import I32, I64, Mode, Profile, Samples, Stacks
 from perfguest.rows import distinct_rows
 from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, Callchains, NumberedStacks, RawStacks
@@ -102,6 +102,8 @@ def _unique_stacks(joined: Joined, host: HostSymbols, found: GuestStacks, kernel
     example, number = distinct_rows(*columns)
     parts = [leaves.select(leaf[example]), *(_root(mask[example], number[example], space) for mask, number, space in roots)]
     unique = stacks.number_stacks(stacks.join(parts))
+    sample = example[unique.holder]
+    unique = without_junk(unique, host, joined.perf.samples.time[sample], joined.perf.samples.pid[sample])
     return unique, unique.number[number], example
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from perfguest import stacks
 from perfguest.formats.perf_data import PerfData, read_perf_data
-from perfguest.naming import FrameNames
+from perfguest.naming import FrameNames, without_junk
 from perfguest.profile import I32, U8, Profile, Samples, Stacks
 from perfguest.stacks import Callchains
 from perfguest.symbols.host import HostSymbols
@@ -33,8 +33,9 @@ def load_host_profile(path: Path, host_root: Path = Path("/")) -> Profile:
     chains = Callchains(samples.buffer.data, samples.chain_at, samples.chain_length)
     example, kind = stacks.distinct_chains(chains, samples.ip, mode, space)
     found = stacks.number_stacks(stacks.from_callchains(chains.select(example), samples.ip[example], mode[example], space[example]))
-    names = FrameNames(found.frames)
     sample = example[found.holder]
+    found = without_junk(found, host, samples.time[sample], samples.pid[sample])
+    names, sample = FrameNames(found.frames), example[found.holder]
     names.set_host(host, samples.time[sample], samples.pid[sample])
     columns = _samples(perf, mode, found.number[kind], names)
     clock = perf.header.clock_data

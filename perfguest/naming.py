@@ -9,13 +9,25 @@ import numpy as np
 
 from perfguest.profile import I32, I64, Frames, Mapping, Mode
 from perfguest.rows import distinct_rows
-from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, RawFrames
+from perfguest.stacks import SPACE_GUEST_THREAD, SPACE_THREAD, SPACE_VM, NumberedStacks, RawFrames, cut_junk
 from perfguest.symbols.host import HostSymbols
 from perfguest.symbols.resolved import Resolved
 
 _ROOT_MAPPINGS = {SPACE_VM: "[vm]", SPACE_THREAD: "[thread]", SPACE_GUEST_THREAD: "[guest-thread]"}
 # As the kernel's own stack traces mark what only looks like a return address: printk_stack_address() in arch/x86/kernel/dumpstack.c.
 _UNPROVEN = "? "
+
+
+def without_junk(found: NumberedStacks, host: HostSymbols, times: I64, pids: I32) -> NumberedStacks:
+    """Without what stands behind the last frame of a host's program that lies in its code: where frame pointers led in programs that have none.
+
+    ``times``, ``pids``: for each frame those of a sample that it occurs in. Of a process of which nothing is known to be mapped nothing is left out.
+    """
+    frames = found.frames
+    rows = np.flatnonzero((frames.mode == Mode.HOST_USER) & frames.returns & (frames.space >= 0))
+    junk = np.zeros(len(frames), np.bool_)
+    junk[rows] = ~host.is_mapped(pids[rows], times[rows], frames.address[rows] - np.uint64(1))
+    return cut_junk(found, junk)
 
 
 @dataclass

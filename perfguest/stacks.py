@@ -192,6 +192,29 @@ def number_stacks(stacks: RawStacks) -> NumberedStacks:
     return NumberedStacks(frames.take(example), start, frame[rows], number, first, holder.astype(np.int64))
 
 
+def cut_junk(found: NumberedStacks, junk: BOOL) -> NumberedStacks:
+    """Without the frames for which ``junk`` is True behind the last other one of the host's user frames in their stack.
+
+    Junk between others is left: code that a just-in-time compiler made may be in no mapping that is recorded, either. Stacks that are equal then are one.
+    """
+    host_user = found.frames.mode[found.frame] == Mode.HOST_USER
+    place = np.arange(len(found.frame))
+    owner = np.repeat(np.arange(len(found.first)), np.diff(found.start))
+    known = np.flatnonzero(host_user & ~junk[found.frame])
+    # Of the known ones the last before the stack's end; one of another stack lies before all of this one's.
+    last = np.append(known, -1)[np.searchsorted(known, found.start[1:]) - 1]
+    keep = ~(host_user & junk[found.frame] & (place > last[owner]))
+    if keep.all():
+        return found
+    start = _offsets(np.bincount(owner[keep], minlength=len(found.first)))
+    used = np.zeros(len(found.frames), np.bool_)
+    used[found.frame[keep]] = True
+    frame = (np.cumsum(used) - 1).astype(np.int32)[found.frame[keep]]
+    first, number = distinct_lists((), frame, 4 * start[:-1], 4 * np.diff(start))
+    start, rows = select_lists(start, first)
+    return NumberedStacks(found.frames.take(used), start, frame[rows], number[found.number], found.first[first], found.holder[used])
+
+
 def unique_stacks(stacks: RawStacks) -> tuple[RawStacks, I32, I64]:
     """The different stacks; for each stack the number of its own among them; and for each different one the first stack that it is."""
     found = number_stacks(stacks)

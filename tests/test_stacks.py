@@ -62,6 +62,25 @@ def test_numbered_stacks_are_all_the_different_ones_of_the_different_frames(give
     assert all(one in given_stacks[holder] for one, holder in zip(frames, found.holder.tolist(), strict=True))
 
 
+@given(some_stacks, st.sets(st.integers(0, 2**40)))
+def test_junk_is_cut_off_where_it_ends_the_hosts_part(given_stacks: list[list[Frame]], spaces: set[int]) -> None:
+    def is_junk(one: Frame) -> bool:
+        return one[1] in spaces or one[1] % 2 == 1
+
+    def cut(stack: list[Frame]) -> list[Frame]:
+        known = [at for at, one in enumerate(stack) if one[0] == Mode.HOST_USER and not is_junk(one)]
+        return [one for at, one in enumerate(stack) if one[0] != Mode.HOST_USER or not is_junk(one) or at < max(known, default=-1)]
+
+    found = stacks.number_stacks(build(given_stacks))
+    left = stacks.cut_junk(found, np.array([is_junk(one) for one in rows(found.frames)], bool))
+    frames, wanted = rows(left.frames), [cut(stack) for stack in given_stacks]
+    different = [[frames[n] for n in left.frame[a:b].tolist()] for a, b in itertools.pairwise(left.start.tolist())]
+    assert [different[n] for n in left.number.tolist()] == wanted
+    assert len({tuple(each) for each in different}) == len(different) and set(frames) == {one for stack in wanted for one in stack}
+    assert [wanted[f] for f in left.first.tolist()] == different
+    assert all(one in given_stacks[holder] for one, holder in zip(frames, left.holder.tolist(), strict=True))
+
+
 @given(some_stacks, some_stacks)
 def test_concatenate_appends(first: list[list[Frame]], second: list[list[Frame]]) -> None:
     assert lists(stacks.concatenate([build(first), build(second)])) == first + second

@@ -63,6 +63,10 @@ class HostSymbols:
         """A number for each process and moment: where two have the same, equal addresses have equal names. To resolve fewer of them."""
         return self._spaces.epoch(pid, time)
 
+    def is_mapped(self, pid: I32, time: I64, addresses: U64) -> npt.NDArray[np.bool_]:
+        """For each address in a process at a moment whether code is known to be mapped there."""
+        return self._spaces.find(pid, time, addresses) >= 0
+
     @property
     def notes(self) -> list[str]:
         """Lines for people on files that could not be used, or not be checked."""
