@@ -33,7 +33,7 @@ demo: module native
 	mkdir -p demo
 	cd demo && $(PERFGUEST) lab -- ../tools/demo-inside.sh $(PERFGUEST)
 	cd demo && for form in flamegraph pprof chrome "folded -o guest.folded" "script -o guest.script"; do \
-		$(PERFGUEST) convert -q --$$form || exit; done
+		$(PERFGUEST) convert -q --vm lab --$$form || exit; done
 	cd demo && go tool pprof -top -nodecount=40 guest.pb.gz
 	@echo
 	@echo "The flame graph: open demo/guest.html in a browser."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chooses samples of a profile by the guest's thread that they hit."""
+"""Chooses samples of a profile by VM and by the guest's thread that they hit."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ _TOLD = 10
 class Selection:
     """What samples must have: of each kind that is given, one of its values.
 
-    ``comms``: names of threads, whole. ``pids``: processes (tgid), as the guest counts. ``cgroups``: paths; those below belong to them.
+    ``comms``: names of threads, whole. ``pids``: processes (tgid), as the guest counts. ``cgroups``: paths; those below belong to them. ``vms``: names, or pids
+    of the VMM: all samples of its threads, the host's too.
     """
 
     comms: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
     cgroups: tuple[str, ...] = ()
+    vms: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.comms or self.pids or self.cgroups)
+        return bool(self.comms or self.pids or self.cgroups or self.vms)
 
 
 def select(profile: Profile, selection: Selection) -> Profile:
@@ -38,6 +40,10 @@ def select(profile: Profile, selection: Selection) -> Profile:
         return profile
     samples = profile.samples
     chosen = np.ones(len(samples), bool)
+    if selection.vms:
+        chosen &= np.isin(samples.vm, _vms(profile, selection.vms))
+        if not chosen.any():
+            raise UsageError("none of the VMs was sampled", "This recording has no VM." if not profile.vms else f"Sampled were: {_named_vms(profile)}.")
     if selection.comms:
         chosen &= _matches(profile, samples.guest_comm, lambda text: text in selection.comms)
     if selection.pids:
@@ -48,6 +54,15 @@ def select(profile: Profile, selection: Selection) -> Profile:
     if not chosen.any():
         raise UsageError("no sample of a guest's thread matches", _known(profile))
     return _keep(profile, np.flatnonzero(chosen), f"{int(np.count_nonzero(chosen))} of {len(samples)} samples were selected")
+
+
+def _vms(profile: Profile, wanted: tuple[str, ...]) -> list[int]:
+    return [number for number, vm in enumerate(profile.vms) if vm.name in wanted or str(vm.pid) in wanted]
+
+
+def _named_vms(profile: Profile) -> str:
+    counts = Counter(profile.samples.vm[profile.samples.vm >= 0].tolist())
+    return ", ".join(f"{escape(profile.vms[number].name)} ({profile.vms[number].pid})" for number, _ in counts.most_common(_TOLD))
 
 
 def _matches(profile: Profile, column: I32, accepts: Callable[[str], bool]) -> npt.NDArray[np.bool_]:

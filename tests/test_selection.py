@@ -49,6 +49,24 @@ def test_nothing_selected_is_said_with_what_there_is(profile: Profile, selection
         select(profile, selection)
 
 
+def test_vms_are_chosen_by_name_or_pid_with_what_the_host_does_for_them() -> None:
+    builder = ProfileBuilder()
+    for number, (mode, vm) in enumerate(
+        [(Mode.GUEST_USER, Vm(42, "web")), (Mode.HOST_KERNEL, Vm(42, "web")), (Mode.GUEST_USER, Vm(43, "db")), (Mode.HOST_USER, None)]
+    ):
+        builder.sample([Frame(f"f{number}", mode, Mapping("/bin/x"), number)], time=number, vm=vm)
+    profile = builder.build()
+    assert leaves(select(profile, Selection(vms=("web",)))) == ["f0", "f1"]
+    assert leaves(select(profile, Selection(vms=("43",)))) == ["f2"]
+    assert leaves(select(profile, Selection(vms=("43", "web")))) == ["f0", "f1", "f2"]
+    with pytest.raises(UsageError, match=r"Sampled were: web \(42\), db \(43\)"):
+        select(profile, Selection(vms=("we",)))
+    host = ProfileBuilder()
+    host.sample([Frame("f", Mode.HOST_USER, Mapping("/bin/x"), 1)])
+    with pytest.raises(UsageError, match="has no VM"):
+        select(host.build(), Selection(vms=("web",)))
+
+
 def test_a_recording_without_guest_threads_says_so() -> None:
     with pytest.raises(UsageError, match="does not say which"):
         select(example(), Selection(pids=(1,)))

@@ -78,6 +78,7 @@ def _format_option(name: str, text: str) -> Callable[[click.decorators.FC], clic
 @click.option(
     "--weight", type=click.Choice(["samples", "period"]), help="What --folded counts: samples [default] or the event's period, nanoseconds for clocks."
 )
+@click.option("--vm", multiple=True, metavar="NAME", help="Only samples of this VM's threads, by its name or pid; may be given several times.")
 @click.option("--guest-comm", multiple=True, metavar="NAME", help="Only samples of guest threads of this name; may be given several times.")
 @click.option("--guest-pid", multiple=True, type=click.IntRange(0), metavar="PID", help="Only samples of this process, as the guest counts it.")
 @click.option("--cgroup", multiple=True, metavar="PATH", help="Only samples of guest processes in this cgroup of the guest, or below it.")
@@ -101,6 +102,7 @@ def convert(
     unwind: str,
     host_root: Path,
     weight: str | None,
+    vm: tuple[str, ...],
     guest_comm: tuple[str, ...],
     guest_pid: tuple[int, ...],
     cgroup: tuple[str, ...],
@@ -118,7 +120,7 @@ def convert(
 
     \b
     Examples:
-        perfguest convert --flamegraph
+        perfguest convert --flamegraph --vm web1
         perfguest convert --pprof
         perfguest convert --chrome --guest-comm nginx
         perfguest convert --script --guestkallsyms web1=web1.kallsyms >guest.script
@@ -134,7 +136,7 @@ def convert(
     else:
         _native.reuse_memory()
         profile = load_host_profile(recording, host_root)
-    profile = select(profile, Selection(guest_comm, guest_pid, cgroup))
+    profile = select(profile, Selection(guest_comm, guest_pid, cgroup, vm))
     write: Callable[..., None] = importlib.import_module(f"perfguest.writers.{module}").write
     extra = {"weight": weight} if weight else {}
     target = output or place
