@@ -12,11 +12,12 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from perfguest.errors import EnvironmentProblem
+from perfguest.errors import EnvironmentProblem, PerfguestError
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -94,3 +95,17 @@ def run(command: list[str], failure: str, cwd: Path | None = None) -> str:
     if done.returncode:
         raise EnvironmentProblem(f"{failure}: {' '.join(done.stderr.split()) or done.returncode}", NEXT)
     return done.stdout
+
+
+def print_places(arguments: Sequence[str], known: Collection[str], place: Callable[[str], Path]) -> int:
+    """What such a program does: prints the places of the series that are named, of all ``known`` ones by default, between colons. Gives its exit status."""
+    wanted = list(arguments) or list(known)
+    if unknown := [series for series in wanted if series not in known]:
+        print(f"no such series: {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    try:
+        print(":".join(str(place(series)) for series in wanted))
+    except PerfguestError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0

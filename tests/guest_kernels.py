@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perfguest.capture.lab.kernels import find_kernel
-from perfguest.errors import EnvironmentProblem, PerfguestError
-from tests.debian import Apt, cache_directory, locked, run
+from perfguest.errors import EnvironmentProblem
+from tests.debian import Apt, cache_directory, locked, print_places, run
 
 #: The suites that have each series, those that keep it longest first.
 SERIES = {
@@ -118,16 +118,7 @@ def _arrange(root: Path, release: str) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the images of the series that are named, of all by default."""
-    wanted = list(arguments) or list(SERIES)
-    if unknown := [series for series in wanted if series not in SERIES]:
-        print(f"no such series: {', '.join(unknown)}; there are {', '.join(SERIES)}", file=sys.stderr)
-        return 2
-    try:
-        print(":".join(str(guest_kernel(series)) for series in wanted))
-    except PerfguestError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return print_places(arguments, SERIES, guest_kernel)
 
 
 if __name__ == "__main__":

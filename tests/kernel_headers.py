@@ -19,8 +19,8 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 
 from perfguest.capture.lab.kernels import Kernel, find_kernel
-from perfguest.errors import EnvironmentProblem, PerfguestError
-from tests.debian import Apt, cache_directory, locked, run
+from perfguest.errors import EnvironmentProblem
+from tests.debian import Apt, cache_directory, locked, print_places, run
 from tests.guest_kernels import SERIES, guest_kernel
 
 #: Options that kernels of a newer compiler have, and gcc 12 does not know: -fmin-function-alignment, which only puts functions at multiples of 16.
@@ -163,16 +163,7 @@ def _adapt(directory: Path, place: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Prints the build directories of the series that are named, of all by default."""
-    wanted = arguments or list(SERIES)
-    if unknown := [series for series in wanted if series not in SERIES]:
-        print(f"no such series: {', '.join(unknown)}; there are {', '.join(SERIES)}", file=sys.stderr)
-        return 2
-    try:
-        print(":".join(str(build_tree(series).directory) for series in wanted))
-    except PerfguestError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return print_places(arguments, SERIES, lambda series: build_tree(series).directory)
 
 
 if __name__ == "__main__":

@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from perfguest.guest.kernel import GuestUnreadable
 from perfguest.guest.memory import PAGE, GuestFault
 from perfguest.guest.paths import DELETED, MAX_PATH, TOO_LONG, path_of
-from perfguest.guest.view import Exhausted, View
+from perfguest.guest.view import View, unless_unreadable
 
 MAX_MAPPINGS = 10_000
 #: Of all paths of a process together, in bytes.
 MAX_PATHS = 4 << 20
 UNREADABLE = b"<unreadable>"
-
-T = TypeVar("T")
 
 _VM_EXEC = 4
 _TOP = 1 << 64
@@ -130,13 +127,13 @@ def _area(view: View, mm: int, vma: int, paths: dict[int, tuple[bytes, int]], pr
             paths[file] = _file(view, file, problems)
         path, inode = paths[file]
     else:
-        path, inode = _unless_unreadable(problems, "a mapping's name", lambda: _name(view, mm, vma, start, end), UNREADABLE), 0
+        path, inode = unless_unreadable(problems, "a mapping's name", lambda: _name(view, mm, vma, start, end), UNREADABLE), 0
     return Area(start, end, offset, bool(view.get(vma, "vm_area_struct", "vm_flags") & _VM_EXEC), path, inode, vma, file)
 
 
 def _file(view: View, file: int, problems: list[str]) -> tuple[bytes, int]:
     """Path and inode number as the user sees them."""
-    return _unless_unreadable(problems, "a mapped file's path", lambda: _read_file(view, file), (UNREADABLE, 0))
+    return unless_unreadable(problems, "a mapped file's path", lambda: _read_file(view, file), (UNREADABLE, 0))
 
 
 def _read_file(view: View, file: int) -> tuple[bytes, int]:
@@ -146,17 +143,6 @@ def _read_file(view: View, file: int) -> tuple[bytes, int]:
         inode = view.get(view.get(path, "path", "dentry"), "dentry", "d_inode")
     name = path_of(view, view.get(path, "path", "mnt"), view.get(path, "path", "dentry")).replace(b"\n", b"\\012")
     return name if len(name) <= MAX_PATH + len(DELETED) else TOO_LONG, view.get(inode, "inode", "i_ino")
-
-
-def _unless_unreadable(problems: list[str], what: str, read: Callable[[], T], instead: T) -> T:
-    """One mapping that makes no sense is not to cost the others."""
-    try:
-        return read()
-    except Exhausted:
-        raise
-    except (GuestFault, GuestUnreadable) as error:
-        problems.append(f"{what}: {error.message}")
-        return instead
 
 
 def _user_path(view: View, file: int) -> int | None:

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from perfguest.guest import mappings, page_cache, paths, tasks
 from perfguest.guest.binaries import VDSO, Source, files, source_of
 from perfguest.guest.kernel import GuestUnreadable, LiveKernel
 from perfguest.guest.mappings import Area
 from perfguest.guest.memory import GuestFault
-from perfguest.guest.view import Exhausted, View
+from perfguest.guest.view import Exhausted, View, unless_unreadable
 from perfguest.proto import guest_pb2
 
 __all__ = ["LiveProcess", "files", "inspect", "owners", "read_all_processes", "read_process", "signature"]
@@ -22,8 +21,6 @@ MAX_PERF_MAP = 16 << 20
 _ATTEMPTS = 3
 # With page-table isolation the page table of user mode is the second of two pages.
 _USER_TABLE = 0x1000
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -126,15 +123,15 @@ def _read(view: View, task: int, tgid: int, seen: dict[int, tuple[bytes, int]]) 
     problems: list[str] = []
     began = tasks.start_time(view, task)
     message = guest_pb2.Process(pid=tgid, tgid=tgid, start_time=began, comm=tasks.comm(view, task))
-    message.namespace_pid = _part(problems, "its own pid", lambda: tasks.namespace_pid(view, task), tgid)
-    message.cgroup = _part(problems, "its cgroup", lambda: tasks.cgroup(view, task), b"")
+    message.namespace_pid = unless_unreadable(problems, "its own pid", lambda: tasks.namespace_pid(view, task), tgid)
+    message.cgroup = unless_unreadable(problems, "its cgroup", lambda: tasks.cgroup(view, task), b"")
     mm, count = _signature(view, task)
     if mm:
         message.cr3 = view.physical(view.get(mm, "mm_struct", "pgd"))
         message.command = tasks.command(view, mm, message.cr3)
         areas = mappings.read_mappings(view, mm, problems, seen)
         _add_mappings(message, areas, _sources(view, areas, message.cr3, problems))
-        message.perf_map = _part(problems, "its perf map", lambda: _perf_map(view, task, message.namespace_pid), b"")
+        message.perf_map = unless_unreadable(problems, "its perf map", lambda: _perf_map(view, task, message.namespace_pid), b"")
     return LiveProcess(message, problems, (mm, count))
 
 
@@ -143,7 +140,7 @@ def _sources(view: View, areas: list[Area], cr3: int, problems: list[str]) -> di
     found: dict[int, Source | None] = {}
     for area in areas:
         if area.executable and area.file not in found and (area.file or area.path == VDSO):
-            found[area.file] = _part(problems, "a mapped file", partial(source_of, view, area, cr3), None)
+            found[area.file] = unless_unreadable(problems, "a mapped file", partial(source_of, view, area, cr3), None)
     return {file: source for file, source in found.items() if source}
 
 
@@ -183,13 +180,3 @@ def _overlaid(view: View, inode: int, name: bytes) -> int | None:
     if not dentry or paths.name_of(view, dentry) != name:
         raise GuestUnreadable("an overlay's upper layer is not where it was looked for")
     return view.get(dentry, "dentry", "d_inode")
-
-
-def _part(problems: list[str], what: str, read: Callable[[], T], default: T) -> T:
-    try:
-        return read()
-    except Exhausted:
-        raise
-    except (GuestFault, GuestUnreadable) as error:
-        problems.append(f"{what}: {error.message}")
-        return default

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from perfguest.guest.kernel import GuestUnreadable, LiveKernel
 from perfguest.guest.layout import Layout
 from perfguest.guest.memory import PAGE, GuestFault
 
 _TOP = 1 << 64
+_T = TypeVar("_T")
 
 
 class Exhausted(GuestUnreadable):
@@ -106,3 +109,17 @@ class View:
             self.spend()
             self._pages[address] = self.kernel.memory.read(self.physical(address), PAGE)
         return self._pages[address]
+
+
+def unless_unreadable(problems: list[str], what: str, read: Callable[[], _T], instead: _T) -> _T:
+    """What ``read`` gives, or ``instead`` where the guest's memory makes no sense, which is told in ``problems``: one part is not to cost the others.
+
+    That nothing more may be read (:class:`Exhausted`) is the caller's affair.
+    """
+    try:
+        return read()
+    except Exhausted:
+        raise
+    except (GuestFault, GuestUnreadable) as error:
+        problems.append(f"{what}: {error.message}")
+        return instead
