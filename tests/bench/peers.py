@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 
 _REPEATS = 3
@@ -130,7 +131,9 @@ def _folded(text: bytes) -> Counter[str]:
     counts: Counter[str] = Counter()
     for line in text.decode("utf-8", "replace").splitlines():
         stack, _, count = line.rpartition(" ")
-        counts[";".join(map(_comparable, stack.split(";")))] += int(count)
+        thread, *frames = map(_comparable, stack.split(";"))
+        # Where frame pointers led in programs without them: we leave out what lies in no code.
+        counts[";".join((thread, *dropwhile(lambda frame: frame == "?", frames)))] += int(count)
     return counts
 
 
