@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -71,9 +71,9 @@ def machineless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeLab:
     monkeypatch.setattr(session, "Machine", AgentAsMachine)
     monkeypatch.setattr(session, "prepare", lambda *_: boot)
 
-    def make(*boots: list[str], report: Callable[[str], object] = lambda _: None, keep_logs: Path | None = None, grace: float = 30.0) -> Lab:
+    def make(*boots: list[str], report: Callable[[str], object] = lambda _: None, **options: Any) -> Lab:
         AgentAsMachine.boots[:] = boots
-        return Lab(LabOptions(cwd=tmp_path, guests=len(boots[0]), keep_logs=keep_logs, grace=grace), report)
+        return Lab(LabOptions(cwd=tmp_path, guests=len(boots[0]), **options), report)
 
     return make
 
@@ -209,3 +209,15 @@ def test_a_host_that_dies_is_named_with_its_console(machineless: MakeLab) -> Non
             lab.run(["sh", "-c", "kill -9 $PPID; exec sleep 1"])
         assert "last words of the host" in caught.value.hint
         assert not lab.alive
+
+
+def test_a_host_that_hangs_is_waited_for_once(machineless: MakeLab) -> None:
+    with machineless([GOOD_GUEST], host_stall=3.0) as lab:
+        with pytest.raises(LabError, match="the host hangs"):
+            lab.run(["sh", "-c", "kill -STOP $PPID; exec sleep 100"], timeout=100)
+        started = time.monotonic()
+        with pytest.raises(LabError, match="host is gone"):
+            lab.run(["true"])
+        with pytest.raises(LabError, match="host is gone"):
+            lab.dmesg()
+        assert time.monotonic() - started < 2 and not lab.alive

@@ -283,6 +283,9 @@ class Lab:
 
     def _send(self, kind: Kind, payload: bytes = b"") -> None:
         assert self._machine  # noqa: S101
+        # One that hangs would be waited for again and again.
+        if self._gone:
+            raise self._host_gone()
         try:
             self._machine.ports["agent"].sendall(pack(kind, payload))
         except OSError as error:
