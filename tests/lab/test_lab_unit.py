@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from perfguest.capture.lab import kernels, payload
 from perfguest.capture.lab.cpio import initramfs, tree
 from perfguest.capture.lab.kernels import Kernel, find_kernel, image_release, load_order, module_bytes, module_name
-from perfguest.capture.lab.machine import Machine, host_argv
+from perfguest.capture.lab.machine import Machine, ScratchDirectory, host_argv
 from perfguest.capture.lab.options import LabOptions
 from perfguest.capture.lab.session import GuestNeverUp
 from perfguest.capture.lab.wire import Kind, Unpacker, pack
@@ -204,6 +204,13 @@ def _child_that_is_killed(code: str) -> list[str]:
 def test_a_killed_lab_leaves_no_directory() -> None:
     (path,) = _child_that_is_killed("from perfguest.capture.lab.machine import ScratchDirectory as S; s = S(); print(s.path, flush=True); input()")
     wait_until(lambda: not Path(path).exists(), path)
+
+
+def test_no_directory_is_left_whatever_the_path_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with ScratchDirectory() as scratch:
+        (scratch.path / "file").touch()
+    assert not scratch.path.exists()
 
 
 def test_a_killed_lab_leaves_no_qemu(kernel: Kernel, tmp_path: Path) -> None:

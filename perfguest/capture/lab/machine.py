@@ -51,7 +51,7 @@ class ScratchDirectory:
         parent = tempfile.gettempdir()
         self.path = Path(tempfile.mkdtemp(prefix="perfguest-lab-", dir=parent if len(parent) < _LONGEST_DIRECTORY else "/tmp"))  # noqa: S108
         self._remover = subprocess.Popen(
-            ["/bin/sh", "-c", 'trap "" HUP INT TERM; read -r _; rm -rf "$1"', "lab", str(self.path)],
+            ["/bin/sh", "-c", 'trap "" HUP INT TERM; read -r _; exec /bin/rm -rf "$1"', "lab", str(self.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
