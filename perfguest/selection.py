@@ -43,7 +43,8 @@ def select(profile: Profile, selection: Selection) -> Profile:
     if selection.vms:
         chosen &= np.isin(samples.vm, _vms(profile, selection.vms))
         if not chosen.any():
-            raise UsageError("none of the VMs was sampled", "This recording has no VM." if not profile.vms else f"Sampled were: {_named_vms(profile)}.")
+            sampled = _named_vms(profile)
+            raise UsageError("no sample of these VMs", f"Sampled were: {sampled}." if sampled else "No VM was sampled.")
     if selection.comms:
         chosen &= _matches(profile, samples.guest_comm, lambda text: text in selection.comms)
     if selection.pids:

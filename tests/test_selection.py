@@ -63,7 +63,7 @@ def test_vms_are_chosen_by_name_or_pid_with_what_the_host_does_for_them() -> Non
         select(profile, Selection(vms=("we",)))
     host = ProfileBuilder()
     host.sample([Frame("f", Mode.HOST_USER, Mapping("/bin/x"), 1)])
-    with pytest.raises(UsageError, match="has no VM"):
+    with pytest.raises(UsageError, match="No VM was sampled"):
         select(host.build(), Selection(vms=("web",)))
 
 
