@@ -44,7 +44,7 @@ def select(profile: Profile, selection: Selection) -> Profile:
         chosen &= np.isin(samples.vm, _vms(profile, selection.vms))
         if not chosen.any():
             sampled = _named_vms(profile)
-            raise UsageError("no sample of these VMs", f"Sampled were: {sampled}." if sampled else "No VM was sampled.")
+            raise UsageError("no sample of these VMs", f"Sampled were: {sampled}." if sampled else "No VM was sampled; a perf.data alone knows none.")
     if selection.comms:
         chosen &= _matches(profile, samples.guest_comm, lambda text: text in selection.comms)
     if selection.pids:
